@@ -1,0 +1,3 @@
+//! The caifs program: argv to the command line, errors to stderr.
+
+fn main() {}

@@ -1,0 +1,56 @@
+//! What happened: counters that every layer adds to and that tests and status read.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds to the number.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// The number now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The counters of one mount (or one run of a verb).
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Chunks fetched from a store.
+    pub n_fetches: Counter,
+    /// Bytes fetched from a store, in stored form.
+    pub fetched_bytes: Counter,
+    /// Chunks that no store had.
+    pub n_missing: Counter,
+    /// Fetched chunks whose bytes could not be decoded or were not what their id says.
+    pub n_bad_chunks: Counter,
+    /// Fetches that ended in an error of the store.
+    pub n_store_errors: Counter,
+    /// Chunks found in the memory tier.
+    pub n_memory_hits: Counter,
+    /// Chunks that a get had to wait for.
+    pub n_memory_misses: Counter,
+    /// Chunks dropped from the memory tier to make room.
+    pub n_evicted: Counter,
+    /// Reads answered with the right bytes, in bytes.
+    pub read_bytes: Counter,
+    /// Requests answered with EIO, by numbered site (see `volume::EioSite`).
+    pub eio: [Counter; Report::N_EIO_SITES],
+    /// Panics caught while answering a request.
+    pub n_panics: Counter,
+}
+
+impl Report {
+    /// Room for the numbered places that answer EIO.
+    pub const N_EIO_SITES: usize = 16;
+
+    /// All requests answered with EIO.
+    pub fn n_eio(&self) -> u64 {
+        self.eio.iter().map(Counter::get).sum()
+    }
+}

@@ -1,0 +1,123 @@
+//! The filesystem without FUSE: what a mount serves, as futures, with errors that know their errno.
+//!
+//! * [`Volume`] is what the kernel can ask of a read-only filesystem.
+//! * `tree` serves a directory archive, `blob` an image as a file in a directory or as the mountpoint itself.
+//! * [`VolumeError`] carries its errno and the numbered site of every EIO.
+//!
+//! Invariants: a volume is immutable, so that the kernel may keep what it learns for ever; a future that finds all it needs in
+//! memory is ready at its first poll and does no blocking work in a poll; `statfs` never waits.
+
+mod error;
+
+pub use error::{EioSite, VolumeError};
+
+use std::fmt::Debug;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+/// Inode number of the root of every volume.
+pub const ROOT_INO: u64 = 1;
+
+/// The type of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FileKind {
+    /// Directory.
+    Directory,
+    /// Regular file.
+    Regular,
+    /// Symbolic link.
+    Symlink,
+    /// Block device.
+    BlockDevice,
+    /// Character device.
+    CharDevice,
+    /// Named pipe.
+    Fifo,
+    /// Unix socket.
+    Socket,
+}
+
+/// What stat(2) shows of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attr {
+    /// Inode number; the same on every mount of the same index.
+    pub ino: u64,
+    /// File type.
+    pub kind: FileKind,
+    /// Permission bits including set-id and sticky (07777).
+    pub permissions: u16,
+    /// Number of names; 1 for a directory whose subdirectories have not been counted.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Content length in bytes; the length of the target for a symlink.
+    pub size: u64,
+    /// Modification time, shown as all times.
+    pub mtime: SystemTime,
+    /// Device number of a device node, as `makedev(3)` packs it, else 0.
+    pub rdev: u64,
+}
+
+/// A name in a directory listing.
+#[derive(Debug, Clone)]
+pub struct DirEntry {
+    /// Raw bytes of the name.
+    pub name: Bytes,
+    /// Attributes of the file it names.
+    pub attr: Attr,
+    /// Where a listing that has seen this entry goes on; opaque.
+    pub next_offset: u64,
+}
+
+/// What statfs(2) shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VolumeStat {
+    /// Bytes of content described by the index.
+    pub size_bytes: u64,
+    /// Number of files, 0 when unknown.
+    pub n_files: u64,
+}
+
+/// A future of a volume's answer; owns all it needs so that it can move into a task with the reply.
+pub type Answer<T> = BoxFuture<'static, Result<T, VolumeError>>;
+
+/// A read-only, immutable filesystem.
+pub trait Volume: Debug + Send + Sync {
+    /// Attributes of an inode.
+    fn getattr(&self, ino: u64) -> Answer<Attr>;
+
+    /// Attributes of the file a directory calls `name`; `None` when there is no such name.
+    fn lookup(&self, parent: u64, name: &[u8]) -> Answer<Option<Attr>>;
+
+    /// Target of a symlink.
+    fn readlink(&self, ino: u64) -> Answer<Bytes>;
+
+    /// Content of a regular file: `len` bytes from `offset`, fewer only at the end of the file.
+    fn read(&self, ino: u64, offset: u64, len: u32) -> Answer<Bytes>;
+
+    /// Some entries of a directory (without `.` and `..`) from an offset that an earlier entry gave, 0 for the start. An
+    /// empty answer means the end.
+    fn readdir(&self, ino: u64, offset: u64) -> Answer<Vec<DirEntry>>;
+
+    /// Names of the extended attributes; `privileged` callers see `trusted.*` too.
+    fn listxattr(&self, ino: u64, privileged: bool) -> Answer<Vec<Bytes>>;
+
+    /// Value of one extended attribute; `None` when the file does not have it.
+    fn getxattr(&self, ino: u64, name: &[u8]) -> Answer<Option<Bytes>>;
+
+    /// chattr(1) flags as `FS_IOC_GETFLAGS` shows them.
+    fn inode_flags(&self, ino: u64) -> Answer<u32>;
+
+    /// Totals, known without asking anyone.
+    fn stat(&self) -> VolumeStat;
+
+    /// Whether any file can have POSIX ACLs, which the kernel must then enforce.
+    fn has_acls(&self) -> bool;
+
+    /// Type of the root: a directory, or a regular file for a mount on a file.
+    fn root_kind(&self) -> FileKind;
+}

@@ -1,0 +1,1 @@
+//! All integration tests, as one binary so that it is linked once.
