@@ -1,1 +1,243 @@
-//! (to be written)
+//! Chunk id to verified plain bytes: memory, then the chunks in flight, then the store. The only way up.
+//!
+//! * [`memory`] keeps plain chunks by recency, weighed by their bytes.
+//! * `inflight` makes concurrent askers of one chunk share one fetch.
+//! * [`Cache`] puts them together: what is missing is fetched in small batches that run side by side; each batch is decoded
+//!   and verified together on a blocking thread.
+//!
+//! Invariants: bytes leave only as a [`Chunk`], so verified; every fetch ends by its deadline; a fetch goes on when its asker goes
+//! away, so that the work is not lost; what is in memory and in flight stays within the memory budget.
+
+mod fetch;
+mod inflight;
+pub mod memory;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::Semaphore;
+
+use crate::chunk::Chunk;
+use crate::digest::{ChunkId, Digest};
+use crate::report::Report;
+use crate::store::{Store, StoreError};
+use inflight::{Inflight, Role};
+use memory::MemoryTier;
+
+/// Chunks fetched, decoded and verified as one batch. Eight is what a multi-lane digest takes at once; more would make
+/// the first chunk of a batch wait longer for the last.
+pub const BATCH_CHUNKS: usize = 8;
+
+/// Batches of a blocking store decoded at the same time, for each core: more than one, since opening the files of a cold store waits for
+/// the disk (eight outstanding opens on two cores gave three times the throughput of two).
+const BATCHES_PER_CORE: usize = 4;
+
+/// Requests to stores that answer over a network, at the same time.
+const MAX_REQUESTS: usize = 64;
+
+/// Granularity of the in-flight budget, in bytes.
+const PERMIT_BYTES: u64 = 1024;
+
+/// One chunk that is wanted: its id and the length the index gives it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Want {
+    /// The chunk's id.
+    pub id: ChunkId,
+    /// Plain bytes the index says it has.
+    pub n_bytes: u64,
+}
+
+/// Why a chunk cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GetError {
+    /// No store has it.
+    #[error("chunk {id} is missing in {stores}")]
+    Missing {
+        /// The chunk.
+        id: ChunkId,
+        /// The stores asked.
+        stores: String,
+    },
+    /// The bytes a store has are not the chunk.
+    #[error("chunk {id} from {stores} is bad: {reason}")]
+    Bad {
+        /// The chunk.
+        id: ChunkId,
+        /// The stores asked.
+        stores: String,
+        /// What is wrong with the bytes.
+        reason: String,
+    },
+    /// The index gives a chunk a length it does not have.
+    #[error("the index gives chunk {id} {wanted} bytes, the chunk has {found}")]
+    WrongLength {
+        /// The chunk.
+        id: ChunkId,
+        /// Bytes by the index.
+        wanted: u64,
+        /// Bytes of the verified chunk.
+        found: u64,
+    },
+    /// A store failed.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// The store did not answer in time.
+    #[error("chunk {id}: no answer from {stores} within {} s", timeout.as_secs_f32())]
+    Deadline {
+        /// The chunk.
+        id: ChunkId,
+        /// The stores asked.
+        stores: String,
+        /// How long the fetch was given.
+        timeout: Duration,
+    },
+    /// The fetch ended without an answer (a bug, or the program is ending).
+    #[error("the fetch of a chunk was given up")]
+    Abandoned,
+}
+
+/// How a cache behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheConfig {
+    /// Bytes of plain chunks kept in memory.
+    pub memory_bytes: u64,
+    /// Bytes of plain chunks being fetched at any time; one chunk is always let through.
+    pub inflight_bytes: u64,
+    /// How long one fetch may take.
+    pub fetch_timeout: Duration,
+}
+
+/// The cache of one or more blobs over one store.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    shared: Arc<Shared>,
+}
+
+/// What all users of a cache and its fetches share.
+#[derive(Debug)]
+struct Shared {
+    store: Arc<dyn Store>,
+    memory: MemoryTier,
+    inflight: Arc<Inflight>,
+    config: CacheConfig,
+    /// The in-flight budget in units of [`PERMIT_BYTES`].
+    budget: Arc<Semaphore>,
+    n_budget_permits: u32,
+    /// Batches of a blocking store, and decoding, at the same time.
+    workers: Arc<Semaphore>,
+    /// Requests to a store that is not blocking, at the same time.
+    requests: Semaphore,
+    report: Arc<Report>,
+}
+
+impl Cache {
+    /// An empty cache over a store.
+    pub fn new(store: Arc<dyn Store>, config: CacheConfig, report: Arc<Report>) -> Self {
+        let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let n_budget_permits = u32::try_from(config.inflight_bytes / PERMIT_BYTES).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
+        let shared = Shared {
+            store,
+            memory: MemoryTier::new(config.memory_bytes),
+            inflight: Arc::default(),
+            config,
+            budget: Arc::new(Semaphore::new(n_budget_permits as usize)),
+            n_budget_permits,
+            workers: Arc::new(Semaphore::new(BATCHES_PER_CORE * n_cores)),
+            requests: Semaphore::new(MAX_REQUESTS),
+            report,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The chunk, if it is in memory and as long as the index says.
+    pub fn peek(&self, want: &Want) -> Option<Chunk> {
+        let chunk = self.shared.memory.get(&want.id)?;
+        self.shared.report.n_memory_hits.add(1);
+        (chunk.plain().len() as u64 == want.n_bytes).then_some(chunk)
+    }
+
+    /// Gets some chunks and hands each, with its place in `wants`, to `take` as soon as it is there. Chunks in memory are
+    /// handed over at the first poll; what is missing is fetched concurrently.
+    ///
+    /// # Errors
+    /// The first chunk that cannot be had; the fetches of the others go on.
+    pub async fn get_many(
+        &self,
+        digest: Digest,
+        wants: &[Want],
+        mut take: impl FnMut(usize, Chunk) + Send,
+    ) -> Result<(), GetError> {
+        let mut leaders = Vec::new();
+        let mut followers = FuturesUnordered::new();
+        let mut hand_over = |want_idx: usize, chunk| checked(&wants[want_idx], chunk).map(|chunk| take(want_idx, chunk));
+        // A failure is kept until the fetches have been started: others may already follow them.
+        let mut failure = Ok(());
+        for (want_idx, want) in wants.iter().enumerate() {
+            if let Some(chunk) = self.shared.memory.get(&want.id) {
+                self.shared.report.n_memory_hits.add(1);
+                failure = failure.and(hand_over(want_idx, chunk));
+                continue;
+            }
+            let follower = match self.shared.inflight.join(want.id, || self.shared.memory.get(&want.id)) {
+                Role::Arrived(chunk) => {
+                    self.shared.report.n_memory_hits.add(1);
+                    failure = failure.and(hand_over(want_idx, chunk));
+                    continue;
+                }
+                Role::Leader(leader, follower) => {
+                    leaders.push((leader, want.n_bytes));
+                    follower
+                }
+                Role::Follower(follower) => follower,
+            };
+            self.shared.report.n_memory_misses.add(1);
+            followers.push(async move { (want_idx, follower.outcome().await) });
+        }
+        fetch::start(&self.shared, digest, leaders);
+        failure?;
+        while let Some((want_idx, outcome)) = followers.next().await {
+            hand_over(want_idx, outcome?)?;
+        }
+        Ok(())
+    }
+
+    /// Gets one chunk.
+    ///
+    /// # Errors
+    /// The chunk cannot be had.
+    pub async fn get(&self, digest: Digest, want: Want) -> Result<Chunk, GetError> {
+        let mut got = None;
+        self.get_many(digest, &[want], |_, chunk| got = Some(chunk)).await?;
+        got.ok_or(GetError::Abandoned)
+    }
+
+    /// Chunks being fetched now.
+    pub fn n_inflight(&self) -> usize {
+        self.shared.inflight.len()
+    }
+
+    /// Bytes of plain chunks in memory now.
+    pub fn memory_weight_bytes(&self) -> u64 {
+        self.shared.memory.weight_bytes()
+    }
+
+    /// The store chunks are fetched from.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.shared.store
+    }
+
+    /// The counters this cache adds to.
+    pub fn report(&self) -> &Arc<Report> {
+        &self.shared.report
+    }
+}
+
+/// A verified chunk can still be longer or shorter than a (damaged or malicious) index says.
+fn checked(want: &Want, chunk: Chunk) -> Result<Chunk, GetError> {
+    let found = chunk.plain().len() as u64;
+    match found == want.n_bytes {
+        true => Ok(chunk),
+        false => Err(GetError::WrongLength { id: want.id, wanted: want.n_bytes, found }),
+    }
+}

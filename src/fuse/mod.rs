@@ -1,1 +1,74 @@
-//! The only room that names `fuser`: translates kernel requests to a [`Volume`](crate::volume::Volume) and back.
+//! The only room that names `fuser`: translates kernel requests to a [`Volume`] and back.
+//!
+//! * [`serve`] answers the kernel's first request and gives a [`Session`]; [`Session::run`] serves until the mount is gone.
+//! * `adapter` has one function for each request; `answer` replies at once or moves the reply into a task; `convert` turns our
+//!   types into fuser's.
+//!
+//! Invariants: a request that needs nothing but memory is answered on the thread it came in on; nothing here waits for I/O;
+//! every request is answered by its deadline; a panic is answered with EIO and counted.
+
+mod adapter;
+mod answer;
+mod convert;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use crate::report::Report;
+use crate::volume::Volume;
+use adapter::Adapter;
+
+/// Threads that take requests from the kernel. Two make the latency of one request four times smaller than one (the kernel wakes
+/// a waiting thread on the same core); more than the cores bring nothing, since they never wait for I/O.
+const THREADS: std::ops::RangeInclusive<usize> = 2..=4;
+
+/// How requests are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Every request is answered by then.
+    pub io_timeout: Duration,
+}
+
+/// A mounted volume, ready to be served.
+#[derive(Debug)]
+pub struct Session {
+    session: fuser::Session<Adapter>,
+}
+
+/// Does the handshake with the kernel over the descriptor of a mount.
+///
+/// # Errors
+/// The kernel does not speak FUSE as we do, or the mount went away.
+pub fn serve(
+    volume: Arc<dyn Volume>,
+    fd: OwnedFd,
+    settings: Settings,
+    runtime: Handle,
+    report: Arc<Report>,
+) -> io::Result<Session> {
+    let adapter = Adapter::new(volume, settings, runtime, report);
+    let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut config = fuser::Config::default();
+    config.n_threads = Some(n_cores.clamp(*THREADS.start(), *THREADS.end()));
+    config.clone_fd = true;
+    // Who may use the mount is the kernel's to decide, from the mount options; fuser must not refuse root beside it.
+    let session = fuser::Session::from_fd(adapter, fd, fuser::SessionACL::All, config)?;
+    Ok(Session { session })
+}
+
+impl Session {
+    /// Serves until the file system is unmounted and no file in it is open any more.
+    ///
+    /// # Errors
+    /// The connection to the kernel failed in another way.
+    pub fn run(self) -> io::Result<()> {
+        match self.session.run() {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+            ended => ended,
+        }
+    }
+}

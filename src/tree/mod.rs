@@ -1,1 +1,282 @@
-//! (to be written)
+//! A directory tree over an archive, by random access: nothing is read but what is asked for.
+//!
+//! * [`Node`] is one file; its inode number is where its ENTRY lies in the archive.
+//! * `dir` is a directory's goodbye table, `list` reads its children, `bounded` keeps what was parsed.
+//! * [`Tree`] finds: from the last 24 bytes to the root's table, from there by hash to any child (formats.md 4.5).
+//!
+//! Invariants: stateless — an inode number alone finds its file again, by descending to the node that contains the offset, so nothing
+//! that the caches drop is lost; a name that is not there is known from hashes alone; what an archive says is checked
+//! before it is used: a child lies within its parent, strictly.
+
+mod bounded;
+mod dir;
+mod list;
+mod node;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::blob::{Blob, BlobError};
+use crate::format::catar::{self, FeatureFlags};
+use bounded::Bounded;
+use dir::{Dir, MAX_WHOLE_TABLE_BYTES, TableSpan};
+pub use list::{Child, Children};
+pub use node::{Content, Node, ROOT_INO, ino_of};
+
+/// Read at once for a child: its name, its ENTRY and usually all its metadata.
+const HEAD_BYTES: usize = 512;
+
+/// The deepest nesting looked into when a file is found again by its offset; casync stops at 64.
+const MAX_DEPTH: usize = 4096;
+
+/// Symlinks in the middle of a path that [`Tree::resolve`] follows before it gives up, as the kernel does.
+const MAX_SYMLINKS: usize = 40;
+
+/// Why the tree cannot answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum TreeError {
+    /// No file has this inode number or path.
+    #[error("no such file")]
+    NotFound,
+    /// The file is not a directory.
+    #[error("not a directory")]
+    NotADirectory,
+    /// Too many symlinks in a path.
+    #[error("too many levels of symbolic links")]
+    Loop,
+    /// The archive is damaged.
+    #[error("the archive is damaged: {0}")]
+    Damaged(String),
+    /// The archive's bytes cannot be had.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+}
+
+/// How much of what was parsed is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TreeConfig {
+    /// Bytes of parsed nodes.
+    pub node_bytes: usize,
+    /// Bytes of goodbye tables; the one used last is always kept.
+    pub table_bytes: usize,
+    /// Bytes of listings; the one used last is always kept.
+    pub listing_bytes: usize,
+}
+
+/// A directory tree over an archive.
+#[derive(Debug)]
+pub struct Tree {
+    blob: Blob,
+    root: Arc<Node>,
+    feature_flags: FeatureFlags,
+    nodes: Bounded<u64, Arc<Node>>,
+    dirs: Bounded<u64, Arc<Dir>>,
+    listings: Bounded<(u64, usize), Arc<Vec<Child>>>,
+}
+
+impl Tree {
+    /// Opens an archive: reads its end and its beginning.
+    ///
+    /// # Errors
+    /// The bytes cannot be had, or are not an archive.
+    pub async fn open(blob: Blob, config: TreeConfig) -> Result<Self, TreeError> {
+        let size = blob.size();
+        let head = blob.read_some(0, (size as usize).min(catar::ENTRY_BYTES), HEAD_BYTES).await?;
+        catar::check_is_archive(&head).map_err(|error| TreeError::Damaged(error.to_string()))?;
+        let (parsed, _) = read_node(&blob, 0, head).await?;
+        if matches!(parsed.content, catar::Content::Directory { .. }) {
+            let span = TableSpan::read(&blob, size).await?;
+            if span.entry_offset != 0 {
+                let found = span.entry_offset;
+                return Err(TreeError::Damaged(format!("its last directory begins at offset {found}, not at the start")));
+            }
+        }
+        let root = Arc::new(Node::new(&parsed, 0, 0, size)?);
+        Ok(Self {
+            blob,
+            root,
+            feature_flags: parsed.entry.feature_flags,
+            nodes: Bounded::new(config.node_bytes),
+            dirs: Bounded::new(config.table_bytes),
+            listings: Bounded::new(config.listing_bytes),
+        })
+    }
+
+    /// The root: a directory, or a file for the single-file archives that desync makes.
+    pub fn root(&self) -> &Arc<Node> {
+        &self.root
+    }
+
+    /// What the archive stores of each file.
+    pub fn feature_flags(&self) -> FeatureFlags {
+        self.feature_flags
+    }
+
+    /// The archive's bytes.
+    pub fn blob(&self) -> &Blob {
+        &self.blob
+    }
+
+    /// The file with an inode number.
+    ///
+    /// # Errors
+    /// There is none, or the archive cannot be read there.
+    pub async fn node(&self, ino: u64) -> Result<Arc<Node>, TreeError> {
+        if ino == ROOT_INO {
+            return Ok(Arc::clone(&self.root));
+        }
+        match self.nodes.get(&ino) {
+            Some(node) => Ok(node),
+            None => self.find_again(node::entry_offset_of(ino)).await,
+        }
+    }
+
+    /// The file a directory calls `name`; `None` when there is no such name.
+    ///
+    /// # Errors
+    /// `parent` is not a directory, or the archive cannot be read.
+    pub async fn lookup(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Option<Arc<Node>>, TreeError> {
+        let Content::Directory { end } = parent.content else { return Err(TreeError::NotADirectory) };
+        let hash = catar::name_hash(name);
+        let candidates: Vec<catar::Item> = match self.dirs.get(&parent.entry_offset) {
+            Some(dir) => dir.candidates(hash).copied().collect(),
+            None => {
+                let span = self.span(parent, end).await?;
+                if span.n_bytes > MAX_WHOLE_TABLE_BYTES {
+                    dir::search_in_place(&self.blob, span, hash).await?
+                } else {
+                    self.load_dir(parent, span).await?.candidates(hash).copied().collect()
+                }
+            }
+        };
+        for item in candidates {
+            if let Some(child) = self.read_child(parent, &item, None).await?
+                && child.name == name
+            {
+                return Ok(Some(child.node));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The file at a path below a directory. Symlinks in the middle of the path are followed within the tree, and the last
+    /// one too when `follow_last` is set.
+    ///
+    /// # Errors
+    /// There is no such file, or the archive cannot be read.
+    pub async fn resolve(&self, path: &[u8], follow_last: bool) -> Result<Arc<Node>, TreeError> {
+        let mut node = Arc::clone(&self.root);
+        let mut above: Vec<Arc<Node>> = Vec::new();
+        let mut names: Vec<Vec<u8>> = components(path);
+        let mut n_symlinks = 0;
+        while let Some(name) = names.pop() {
+            match name.as_slice() {
+                b"." => continue,
+                b".." => {
+                    node = above.pop().unwrap_or(node);
+                    continue;
+                }
+                _ => {}
+            }
+            let child = self.lookup(&node, &name).await?.ok_or(TreeError::NotFound)?;
+            match &child.content {
+                Content::Symlink(target) if follow_last || !names.is_empty() => {
+                    n_symlinks += 1;
+                    if n_symlinks > MAX_SYMLINKS {
+                        return Err(TreeError::Loop);
+                    }
+                    if target.starts_with(b"/") {
+                        node = Arc::clone(&self.root);
+                        above.clear();
+                    }
+                    names.extend(components(target));
+                }
+                _ => above.push(std::mem::replace(&mut node, child)),
+            }
+        }
+        Ok(node)
+    }
+
+    /// Content of a regular file: `len` bytes from `offset`, fewer only at its end.
+    ///
+    /// # Errors
+    /// The file is not a regular one, or its bytes cannot be had.
+    pub async fn read(&self, node: &Node, offset: u64, len: u32) -> Result<Bytes, TreeError> {
+        let Content::File { offset: payload, size } = node.content else { return Err(TreeError::NotFound) };
+        let n_bytes = size.saturating_sub(offset).min(u64::from(len));
+        if n_bytes == 0 {
+            return Ok(Bytes::new());
+        }
+        let start = payload.checked_add(offset).ok_or_else(|| TreeError::Damaged("a file ends past the archive".to_owned()))?;
+        Ok(self.blob.read_at(start, n_bytes as usize).await?)
+    }
+
+    /// A directory's table.
+    async fn dir(&self, node: &Arc<Node>) -> Result<Arc<Dir>, TreeError> {
+        let Content::Directory { end } = node.content else { return Err(TreeError::NotADirectory) };
+        if let Some(dir) = self.dirs.get(&node.entry_offset) {
+            return Ok(dir);
+        }
+        let span = self.span(node, end).await?;
+        self.load_dir(node, span).await
+    }
+
+    async fn load_dir(&self, node: &Arc<Node>, span: TableSpan) -> Result<Arc<Dir>, TreeError> {
+        let dir = Arc::new(Dir::load(&self.blob, Arc::clone(node), span).await?);
+        self.dirs.put(node.entry_offset, Arc::clone(&dir), dir.weight_bytes());
+        Ok(dir)
+    }
+
+    async fn span(&self, node: &Node, end: u64) -> Result<TableSpan, TreeError> {
+        let span = TableSpan::read(&self.blob, end).await?;
+        if span.entry_offset != node.entry_offset {
+            let (wanted, found) = (node.entry_offset, span.entry_offset);
+            return Err(TreeError::Damaged(format!(
+                "the directory at offset {wanted} ends with the table of the one at offset {found}"
+            )));
+        }
+        Ok(span)
+    }
+
+    /// Finds a file by the offset of its ENTRY, from the root down, through the children that contain the offset.
+    async fn find_again(&self, entry_offset: u64) -> Result<Arc<Node>, TreeError> {
+        let mut node = Arc::clone(&self.root);
+        for _ in 0..MAX_DEPTH {
+            if !node.is_directory() {
+                return Err(TreeError::NotFound);
+            }
+            let dir = self.dir(&node).await?;
+            let item = *dir.containing(entry_offset).ok_or(TreeError::NotFound)?;
+            let child = self.read_child(&node, &item, None).await?.ok_or(TreeError::NotFound)?;
+            if child.node.entry_offset == entry_offset {
+                return Ok(child.node);
+            }
+            node = child.node;
+        }
+        Err(TreeError::Damaged("directories are nested too deep".to_owned()))
+    }
+}
+
+/// Parses the node at an offset of which some bytes are at hand, reading more as needed. Gives the bytes it was parsed from, too.
+async fn read_node(blob: &Blob, entry_offset: u64, head: Bytes) -> Result<(catar::Node, Bytes), TreeError> {
+    let mut bytes = head;
+    loop {
+        let damaged = |error: String| TreeError::Damaged(format!("{error}, in the entry at offset {entry_offset}"));
+        let rest = blob.size().saturating_sub(entry_offset);
+        let complete = bytes.len() as u64 >= rest;
+        match catar::parse_node(&bytes, complete).map_err(|error| damaged(error.to_string()))? {
+            catar::NodeParse::Node(node) => return Ok((node, bytes)),
+            catar::NodeParse::Need(n_bytes) if !complete && n_bytes > bytes.len() => {
+                let n_bytes = n_bytes.max(HEAD_BYTES).min(usize::try_from(rest).unwrap_or(usize::MAX));
+                bytes = blob.read_at(entry_offset, n_bytes).await?;
+            }
+            catar::NodeParse::Need(_) => return Err(damaged("it is cut off".to_owned())),
+        }
+    }
+}
+
+/// The components of a path, last first.
+fn components(path: &[u8]) -> Vec<Vec<u8>> {
+    path.rsplit(|byte| *byte == b'/').filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()
+}

@@ -1,13 +1,17 @@
 //! The filesystem without FUSE: what a mount serves, as futures, with errors that know their errno.
 //!
 //! * [`Volume`] is what the kernel can ask of a read-only filesystem.
-//! * `tree` serves a directory archive, `blob` an image as a file in a directory or as the mountpoint itself.
+//! * [`tree`] serves a directory archive, [`image`] a blob as a file in a directory or as the mountpoint itself.
+//! * [`open`] puts store, cache, blob and tree together for what a user names.
 //! * [`VolumeError`] carries its errno and the numbered site of every EIO.
 //!
 //! Invariants: a volume is immutable, so that the kernel may keep what it learns for ever; a future that finds all it needs in
 //! memory is ready at its first poll and does no blocking work in a poll; `statfs` never waits.
 
 mod error;
+pub mod image;
+pub mod open;
+pub mod tree;
 
 pub use error::{EioSite, VolumeError};
 
@@ -17,8 +21,24 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-/// Inode number of the root of every volume.
-pub const ROOT_INO: u64 = 1;
+pub use crate::tree::ROOT_INO;
+
+/// Extended attributes that say what a file is made of; the names after this prefix are in README.md.
+const OWN_XATTR_PREFIX: &[u8] = b"user.caifs.";
+
+/// The name after our own prefix.
+fn own_xattr(name: &[u8]) -> Option<&[u8]> {
+    name.strip_prefix(OWN_XATTR_PREFIX)
+}
+
+/// Owners shown for every file instead of the stored ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Owners {
+    /// User.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+}
 
 /// The type of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -73,6 +93,15 @@ pub struct DirEntry {
     pub next_offset: u64,
 }
 
+/// A part of a directory's listing.
+#[derive(Debug, Clone)]
+pub struct Listing {
+    /// Inode number of the directory above; the directory's own for the root.
+    pub parent_ino: u64,
+    /// Entries without `.` and `..`; none means the end of the directory.
+    pub entries: Vec<DirEntry>,
+}
+
 /// What statfs(2) shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VolumeStat {
@@ -99,9 +128,8 @@ pub trait Volume: Debug + Send + Sync {
     /// Content of a regular file: `len` bytes from `offset`, fewer only at the end of the file.
     fn read(&self, ino: u64, offset: u64, len: u32) -> Answer<Bytes>;
 
-    /// Some entries of a directory (without `.` and `..`) from an offset that an earlier entry gave, 0 for the start. An
-    /// empty answer means the end.
-    fn readdir(&self, ino: u64, offset: u64) -> Answer<Vec<DirEntry>>;
+    /// At most `max_entries` entries of a directory from an offset that an earlier entry gave, 0 for the start.
+    fn readdir(&self, ino: u64, offset: u64, max_entries: usize) -> Answer<Listing>;
 
     /// Names of the extended attributes; `privileged` callers see `trusted.*` too.
     fn listxattr(&self, ino: u64, privileged: bool) -> Answer<Vec<Bytes>>;

@@ -1,0 +1,69 @@
+//! A byte stream that is a plain local file (a `.catar`): read where it lies, without chunks.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::BlobError;
+use crate::sys;
+
+/// A local file as a byte stream.
+#[derive(Debug, Clone)]
+pub struct FileBlob {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    file: File,
+    path: PathBuf,
+    size: u64,
+}
+
+impl FileBlob {
+    /// Opens a regular file.
+    ///
+    /// # Errors
+    /// The file cannot be opened or is not a regular file.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::other("not a regular file"));
+        }
+        Ok(Self { shared: Arc::new(Shared { size: metadata.size(), file, path: path.to_owned() }) })
+    }
+
+    /// Length in bytes when it was opened.
+    pub fn size(&self) -> u64 {
+        self.shared.size
+    }
+
+    /// Exactly `n_bytes` from `offset`. What the page cache holds is read on the calling thread, the rest on a blocking one.
+    ///
+    /// # Errors
+    /// The file cannot be read or has become shorter.
+    pub async fn read_at(&self, offset: u64, n_bytes: usize) -> Result<Bytes, BlobError> {
+        let mut bytes = vec![0; n_bytes];
+        if let Ok(Some(n_read)) = sys::read_at_nowait(&self.shared.file, &mut bytes, offset)
+            && n_read == n_bytes
+        {
+            return Ok(bytes.into());
+        }
+        let shared = Arc::clone(&self.shared);
+        let read = tokio::task::spawn_blocking(move || {
+            shared.file.read_exact_at(&mut bytes, offset).map(|()| Bytes::from(bytes)).map_err(|error| BlobError::File {
+                path: shared.path.clone(),
+                reason: match error.kind() {
+                    io::ErrorKind::UnexpectedEof => "it became shorter while in use".to_owned(),
+                    _ => error.to_string(),
+                },
+            })
+        });
+        read.await.unwrap_or(Err(BlobError::Abandoned))
+    }
+}

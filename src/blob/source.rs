@@ -1,0 +1,94 @@
+//! The bytes of an index, where they lie.
+//!
+//! A small index is copied into memory, so that a writer that changes the file in place cannot change what is mounted. A large one is
+//! mapped, so that a mount costs the same for every size; [`IndexBytes::check_unchanged`] then notices a changed file.
+
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::sys::MappedFile;
+
+/// The largest index that is copied, in bytes: some 25,000 chunks, 1.6 GB of content at the usual chunk size. A copy of
+/// this size takes well under a millisecond.
+const MAX_COPIED_BYTES: u64 = 1 << 20;
+
+/// The bytes of an index file.
+#[derive(Debug)]
+pub enum IndexBytes {
+    /// A copy.
+    Copied(Vec<u8>),
+    /// The mapped file, with what it was when it was mapped.
+    Mapped(MappedIndex),
+}
+
+/// A mapped index file.
+#[derive(Debug)]
+pub struct MappedIndex {
+    map: MappedFile,
+    file: File,
+    path: PathBuf,
+    version: Version,
+}
+
+/// What changes when a file is written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Version {
+    size: u64,
+    mtime: (i64, i64),
+}
+
+impl Version {
+    fn of(metadata: &Metadata) -> Self {
+        Self { size: metadata.size(), mtime: (metadata.mtime(), metadata.mtime_nsec()) }
+    }
+}
+
+impl IndexBytes {
+    /// Opens an index file, without reading more than its first bytes when it is large.
+    ///
+    /// # Errors
+    /// The file cannot be opened, is not a regular file, or cannot be read or mapped.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let mut file = File::open(path)?;
+        let metadata = file.metadata()?;
+        if metadata.is_dir() {
+            return Err(io::Error::from_raw_os_error(libc::EISDIR));
+        }
+        if !metadata.is_file() || metadata.size() <= MAX_COPIED_BYTES {
+            // Pipes and devices have no size to go by; the limit stands for them too.
+            let mut bytes = Vec::with_capacity(metadata.size() as usize);
+            file.by_ref().take(MAX_COPIED_BYTES + 1).read_to_end(&mut bytes)?;
+            if bytes.len() as u64 > MAX_COPIED_BYTES {
+                return Err(io::Error::other("the file grows while it is read, or is not a regular file"));
+            }
+            return Ok(Self::Copied(bytes));
+        }
+        let map = MappedFile::open(&file)?;
+        Ok(Self::Mapped(MappedIndex { map, version: Version::of(&metadata), file, path: path.to_owned() }))
+    }
+
+    /// Checks that a mapped file is still what it was when it was opened. A copy cannot change.
+    ///
+    /// # Errors
+    /// The file was written to or truncated.
+    pub fn check_unchanged(&self) -> Result<(), String> {
+        let Self::Mapped(mapped) = self else { return Ok(()) };
+        let changed = |why: &str| Err(format!("index {} {why}; mount it again", mapped.path.display()));
+        match mapped.file.metadata() {
+            Ok(metadata) if Version::of(&metadata) == mapped.version => Ok(()),
+            Ok(_) => changed("was changed while in use"),
+            Err(_) => changed("can no longer be looked at"),
+        }
+    }
+}
+
+impl AsRef<[u8]> for IndexBytes {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Copied(bytes) => bytes,
+            Self::Mapped(mapped) => mapped.map.as_ref(),
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Reading the children of a directory: in the order of their offsets, so that chunks are used one after the other, and with many
+//! chunks in flight at once.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::dir::Dir;
+use super::{Content, HEAD_BYTES, Node, Tree, TreeError, read_node};
+use crate::blob::Pinned;
+use crate::format::catar;
+
+/// Children read at once for a listing. Large enough that the chunks they need are fetched side by side, small enough that the
+/// first names of a huge directory come soon.
+const WINDOW_CHILDREN: usize = 1024;
+
+/// Bytes of chunks held while a window is read.
+const MAX_PINNED_BYTES: u64 = 8 << 20;
+
+/// A name in a directory and what it names.
+#[derive(Debug, Clone)]
+pub struct Child {
+    /// Raw bytes of the name.
+    pub name: Bytes,
+    /// The file.
+    pub node: Arc<Node>,
+    /// Place after this child in the directory: where a listing goes on.
+    pub next_idx: u64,
+}
+
+/// Children of a directory from some place on, as many as were read together.
+#[derive(Debug, Clone)]
+pub struct Children {
+    window: Arc<Vec<Child>>,
+    first: usize,
+    /// Place in the directory where the next children begin; `None` at the end of the directory.
+    pub next_idx: Option<u64>,
+}
+
+impl Children {
+    /// The children.
+    pub fn as_slice(&self) -> &[Child] {
+        &self.window[self.first..]
+    }
+}
+
+impl Tree {
+    /// Children of a directory from a place on: 0, or [`Child::next_idx`] of the last one seen. May be empty before the end.
+    ///
+    /// # Errors
+    /// The file is not a directory, or the archive cannot be read.
+    pub async fn list(&self, node: &Arc<Node>, from_idx: u64) -> Result<Children, TreeError> {
+        let dir = self.dir(node).await?;
+        let from_idx = usize::try_from(from_idx).unwrap_or(usize::MAX).min(dir.items.len());
+        let window_idx = from_idx / WINDOW_CHILDREN;
+        let window = match self.listings.get(&(node.entry_offset, window_idx)) {
+            Some(window) => window,
+            None => self.load_window(&dir, window_idx).await?,
+        };
+        let first = window.partition_point(|child| child.next_idx <= from_idx as u64);
+        let window_end = ((window_idx + 1) * WINDOW_CHILDREN).min(dir.items.len());
+        let next_idx = (window_end < dir.items.len()).then_some(window_end as u64);
+        Ok(Children { window, first, next_idx })
+    }
+
+    /// Number of subdirectories, if the whole directory has been listed and is still known.
+    pub fn n_subdirectories_if_known(&self, node: &Node) -> Option<u64> {
+        let dir = self.dirs.get(&node.entry_offset)?;
+        let mut n_subdirectories = 0;
+        for window_idx in 0..dir.items.len().div_ceil(WINDOW_CHILDREN) {
+            let window = self.listings.get(&(node.entry_offset, window_idx))?;
+            n_subdirectories += window.iter().filter(|child| child.node.is_directory()).count() as u64;
+        }
+        Some(n_subdirectories)
+    }
+
+    async fn load_window(&self, dir: &Dir, window_idx: usize) -> Result<Arc<Vec<Child>>, TreeError> {
+        let start = window_idx * WINDOW_CHILDREN;
+        let items = dir.items.get(start..).unwrap_or_default();
+        let items = &items[..items.len().min(WINDOW_CHILDREN)];
+        let offsets: Vec<u64> = items.iter().map(|item| item.filename_offset).collect();
+        let mut window = Vec::with_capacity(items.len());
+        let mut n_done = 0;
+        while n_done < items.len() {
+            let (pinned, n_pinned) = self.blob.pin(&offsets[n_done..], MAX_PINNED_BYTES).await?;
+            for (idx, item) in items.iter().enumerate().skip(n_done).take(n_pinned) {
+                if let Some(mut child) = self.read_child(&dir.node, item, Some(&pinned)).await? {
+                    child.next_idx = (start + idx + 1) as u64;
+                    window.push(child);
+                }
+            }
+            n_done += n_pinned;
+        }
+        let window = Arc::new(window);
+        let n_bytes = window.iter().map(|child| size_of::<Child>() + child.name.len() + child.node.weight_bytes()).sum();
+        self.listings.put((dir.node.entry_offset, window_idx), Arc::clone(&window), n_bytes);
+        Ok(window)
+    }
+
+    /// Reads one child and keeps it. `None` for the name without a file that desync leaves for a FIFO or socket.
+    pub(super) async fn read_child(
+        &self,
+        parent: &Node,
+        item: &catar::Item,
+        pinned: Option<&Pinned>,
+    ) -> Result<Option<Child>, TreeError> {
+        let offset = item.filename_offset;
+        let damaged = |what: &str| TreeError::Damaged(format!("{what}, in the name at offset {offset}"));
+        let at_hand = pinned.and_then(|pinned| pinned.bytes_at(offset, HEAD_BYTES));
+        let mut bytes = match at_hand {
+            Some(bytes) => bytes,
+            None => self.blob.read_some(offset, catar::HEADER_BYTES, HEAD_BYTES).await?,
+        };
+        let (name, n_filename) = loop {
+            match catar::parse_filename(&bytes).map_err(|error| damaged(&error.to_string()))? {
+                catar::FilenameParse::Filename { name, n_bytes } => break (Bytes::copy_from_slice(name), n_bytes),
+                catar::FilenameParse::Need(n_bytes) if n_bytes > bytes.len() => {
+                    bytes = self.blob.read_some(offset, n_bytes, HEAD_BYTES).await?;
+                }
+                catar::FilenameParse::Need(_) => return Err(damaged("it is cut off")),
+            }
+        };
+        let entry_offset = offset + n_filename as u64;
+        if entry_offset == item.end {
+            return Ok(None);
+        }
+        if entry_offset > item.end {
+            return Err(damaged("it is longer than its node"));
+        }
+        if let Some(node) = self.nodes.get(&entry_offset) {
+            return Ok(Some(Child { name, node, next_idx: 0 }));
+        }
+        let (parsed, _) = read_node(&self.blob, entry_offset, bytes.slice(n_filename..)).await?;
+        let node = Node::new(&parsed, entry_offset, parent.entry_offset, item.end)?;
+        let payload_end = match node.content {
+            Content::File { offset, size } => offset.checked_add(size),
+            _ => Some(entry_offset),
+        };
+        if payload_end.is_none_or(|payload_end| payload_end > item.end) {
+            return Err(damaged("the file's content does not lie within its node"));
+        }
+        let node = Arc::new(node);
+        self.nodes.put(entry_offset, Arc::clone(&node), node.weight_bytes());
+        Ok(Some(Child { name, node, next_idx: 0 }))
+    }
+}
