@@ -1,1 +1,7 @@
 //! All integration tests, as one binary so that it is linked once.
+
+#![allow(clippy::unwrap_used)]
+
+mod chunks;
+mod peers;
+mod store;

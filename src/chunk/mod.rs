@@ -1,6 +1,6 @@
 //! Chunks: the variable-sized pieces that content is cut into, and the forms they are stored in.
 //!
-//! * [`chunker`] finds the cuts in a stream (buzhash).
+//! * [`chunker`] finds the cuts in a stream (buzhash), [`sizes`] reads chunk sizes as they are typed.
 //! * [`codec`] turns stored forms (zstd, xz, gzip, plain) into plain bytes and plain bytes into zstd.
 //! * [`Chunk`] is plain bytes that have proved to be what their id says.
 //!
@@ -8,13 +8,13 @@
 
 pub mod chunker;
 pub mod codec;
+pub mod sizes;
+
+pub use crate::format::index::MAX_CHUNK_BYTES;
 
 use bytes::Bytes;
 
 use crate::digest::{ChunkId, Digest};
-
-/// The largest chunk either casync or desync can make or read, in bytes (casync's CA_CHUNK_SIZE_LIMIT_MAX).
-pub const MAX_CHUNK_BYTES: u64 = 128 << 20;
 
 /// Plain bytes whose digest is their id.
 #[derive(Debug, Clone)]

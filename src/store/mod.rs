@@ -12,21 +12,14 @@ pub mod local;
 pub mod location;
 pub mod router;
 
+pub use crate::chunk::codec::Form;
+
 use std::fmt::Debug;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use crate::digest::ChunkId;
-
-/// How the bytes of a stored chunk relate to its plain bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Form {
-    /// One zstd, xz or gzip stream, told apart by its first bytes (a `.cacnk` file).
-    Compressed,
-    /// The plain bytes themselves (a chunk file without extension).
-    Plain,
-}
 
 /// A chunk as a store keeps it: untrusted bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
