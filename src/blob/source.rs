@@ -65,7 +65,7 @@ impl IndexBytes {
             }
             return Ok(Self::Copied(bytes));
         }
-        let map = MappedFile::open(&file)?;
+        let map = MappedFile::new(&file)?;
         Ok(Self::Mapped(MappedIndex { map, version: Version::of(&metadata), file, path: path.to_owned() }))
     }
 

@@ -1,0 +1,255 @@
+//! Every verb and flag, defined once. Names and letters are desync's where desync has the verb.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, Subcommand};
+
+use super::store_flags::StoreFlags;
+
+/// Mount casync and desync archives and disk images lazily, and make them.
+#[derive(Debug, Parser)]
+#[command(name = "caifs", version, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Args {
+    /// Say more on stderr (twice: even more).
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What caifs can do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Mount an index or archive; returns when the mount is usable.
+    Mount(MountArgs),
+    /// Unmount.
+    Umount(UmountArgs),
+    /// Make an index, and a store of chunks, of a file or block device.
+    Make(MakeArgs),
+    /// Make an archive, or an index and a store of chunks, of a directory.
+    Tar(TarArgs),
+    /// Write the content of an index, or of one file in an archive, to stdout.
+    Cat(CatArgs),
+    /// List the files of an archive.
+    Ls(LsArgs),
+    /// Tell what an index describes.
+    Info(InfoArgs),
+    /// List the ids of an index's chunks.
+    ListChunks(ListChunksArgs),
+    /// Check that a file is what an index describes.
+    VerifyIndex(VerifyIndexArgs),
+    /// Show it working: pack a directory, mount it lazily, read from it, unmount.
+    Demo(DemoArgs),
+}
+
+/// Arguments of `mount`.
+#[derive(Debug, clap::Args)]
+pub struct MountArgs {
+    /// A .caibx, .caidx or .catar file (told by its suffix, else by its content).
+    #[arg(value_name = "SPEC")]
+    pub spec: PathBuf,
+    /// Where to mount: a directory, or a regular file for the index of a disk image.
+    #[arg(value_name = "DIR")]
+    pub mountpoint: PathBuf,
+    /// Store of chunks (repeatable, asked in this order) [default: default.castr beside the index].
+    #[arg(short, long = "store", value_name = "STORE")]
+    pub stores: Vec<String>,
+    /// Mount options as in fstab; each flag below is one of them.
+    #[arg(short, long = "options", value_name = "OPTIONS")]
+    pub options: Vec<String>,
+    /// Stay in the foreground.
+    #[arg(short, long)]
+    pub foreground: bool,
+    /// Memory for chunks, buffers and directories [default: 256M].
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// Answer every read by then, with an error if need be [default: 30s].
+    #[arg(long, value_name = "TIME")]
+    pub io_timeout: Option<String>,
+    /// Show this owner for every file.
+    #[arg(long, value_name = "ID")]
+    pub uid: Option<u32>,
+    /// Show this group for every file.
+    #[arg(long, value_name = "ID")]
+    pub gid: Option<u32>,
+    /// Let other users use the mount [default: when mounted by root].
+    #[arg(long)]
+    pub allow_other: bool,
+}
+
+/// Arguments of `umount`.
+#[derive(Debug, clap::Args)]
+pub struct UmountArgs {
+    /// The mountpoint.
+    #[arg(value_name = "DIR")]
+    pub mountpoint: PathBuf,
+    /// Detach now, and end when the last open file is closed.
+    #[arg(short = 'z', long)]
+    pub lazy: bool,
+}
+
+/// How content is cut into chunks.
+#[derive(Debug, clap::Args)]
+pub struct CutFlags {
+    /// Chunk sizes in KiB.
+    #[arg(short = 'm', long, value_name = "MIN:AVG:MAX", default_value = "16:64:256")]
+    pub chunk_size: String,
+    /// Whose cuts to make: they differ only for a chunk of exactly the smallest size.
+    #[arg(long, value_name = "casync|desync", default_value = "casync")]
+    pub cut_rule: String,
+    /// Digest of the chunk ids.
+    #[arg(long, value_name = "sha512-256|sha256", default_value = "sha512-256")]
+    pub digest: String,
+    /// Level of the zstd compression.
+    #[arg(long, value_name = "LEVEL", default_value_t = 3, allow_negative_numbers = true)]
+    pub level: i32,
+    /// Threads to use [default: the cores].
+    #[arg(short = 'n', long, value_name = "N")]
+    pub concurrency: Option<usize>,
+}
+
+/// Arguments of `make`.
+#[derive(Debug, clap::Args)]
+pub struct MakeArgs {
+    /// The index to write (.caibx).
+    #[arg(value_name = "INDEX")]
+    pub index: PathBuf,
+    /// The file or block device to read.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Store to put the chunks in (made if it is not there); without it only the index is written.
+    #[arg(short, long, value_name = "STORE")]
+    pub store: Option<String>,
+    /// How content is cut into chunks.
+    #[command(flatten)]
+    pub cut: CutFlags,
+    /// Print a summary as JSON to stderr.
+    #[arg(long)]
+    pub print_stats: bool,
+}
+
+/// Arguments of `tar`.
+#[derive(Debug, clap::Args)]
+pub struct TarArgs {
+    /// The archive (.catar) or, with -i, index (.caidx) to write; - is stdout.
+    #[arg(value_name = "OUT")]
+    pub out: PathBuf,
+    /// The directory to pack.
+    #[arg(value_name = "DIR")]
+    pub source: PathBuf,
+    /// Write an index, and the chunks into the store.
+    #[arg(short, long, requires = "store")]
+    pub index: bool,
+    /// Store to put the chunks in (made if it is not there).
+    #[arg(short, long, value_name = "STORE", requires = "index")]
+    pub store: Option<String>,
+    /// How content is cut into chunks.
+    #[command(flatten)]
+    pub cut: CutFlags,
+    /// What to store of each file (names as casync's --with; repeatable) [default: all].
+    #[arg(long, value_name = "FEATURES", value_delimiter = ',')]
+    pub with: Vec<String>,
+    /// What not to store of each file.
+    #[arg(long, value_name = "FEATURES", value_delimiter = ',')]
+    pub without: Vec<String>,
+    /// Leave directories on other file systems out.
+    #[arg(short = 'x', long)]
+    pub one_file_system: bool,
+    /// Store no modification times.
+    #[arg(long)]
+    pub no_time: bool,
+    /// Print a summary as JSON to stderr.
+    #[arg(long)]
+    pub print_stats: bool,
+}
+
+/// Arguments of `cat`.
+#[derive(Debug, clap::Args)]
+pub struct CatArgs {
+    /// A .caibx, .caidx or .catar file.
+    #[arg(value_name = "INDEX")]
+    pub index: PathBuf,
+    /// File to write [default: stdout].
+    #[arg(value_name = "OUTPUT")]
+    pub output: Option<PathBuf>,
+    /// Where to find the chunks.
+    #[command(flatten)]
+    pub stores: StoreFlags,
+    /// First byte to write.
+    #[arg(short, long, value_name = "BYTES", default_value_t = 0)]
+    pub offset: u64,
+    /// How many bytes to write, 0 for all to the end.
+    #[arg(short, long, value_name = "BYTES", default_value_t = 0)]
+    pub length: u64,
+    /// Write this file of the archive instead of the archive.
+    #[arg(short, long, value_name = "PATH")]
+    pub path: Option<PathBuf>,
+}
+
+/// Arguments of `ls`.
+#[derive(Debug, clap::Args)]
+pub struct LsArgs {
+    /// A .caidx or .catar file.
+    #[arg(value_name = "SPEC")]
+    pub spec: PathBuf,
+    /// The file or directory in it to list [default: the root].
+    #[arg(value_name = "PATH", default_value = "/")]
+    pub path: PathBuf,
+    /// Where to find the chunks.
+    #[command(flatten)]
+    pub stores: StoreFlags,
+    /// Show type, permissions, owner, size and time.
+    #[arg(short, long)]
+    pub long: bool,
+    /// Go into directories; a line is then the path below PATH.
+    #[arg(short = 'R', long)]
+    pub recursive: bool,
+    /// Print one JSON object a line.
+    #[arg(long, conflicts_with = "long")]
+    pub json: bool,
+}
+
+/// Arguments of `info`.
+#[derive(Debug, clap::Args)]
+pub struct InfoArgs {
+    /// The index.
+    #[arg(value_name = "INDEX")]
+    pub index: PathBuf,
+    /// Count which chunks these stores have (repeatable).
+    #[arg(short, long = "store", value_name = "STORE")]
+    pub stores: Vec<String>,
+    /// How to print it.
+    #[arg(short, long, value_name = "json|plain", default_value = "json", value_parser = ["json", "plain"])]
+    pub format: String,
+}
+
+/// Arguments of `list-chunks`.
+#[derive(Debug, clap::Args)]
+pub struct ListChunksArgs {
+    /// The index.
+    #[arg(value_name = "INDEX")]
+    pub index: PathBuf,
+}
+
+/// Arguments of `verify-index`.
+#[derive(Debug, clap::Args)]
+pub struct VerifyIndexArgs {
+    /// The index.
+    #[arg(value_name = "INDEX")]
+    pub index: PathBuf,
+    /// The file that it should describe.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Threads to use [default: the cores].
+    #[arg(short = 'n', long, value_name = "N")]
+    pub concurrency: Option<usize>,
+}
+
+/// Arguments of `demo`.
+#[derive(Debug, clap::Args)]
+pub struct DemoArgs {
+    /// The directory to pack [default: the first of /usr/share/doc, /usr/share, /etc that has files].
+    #[arg(value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
