@@ -329,6 +329,11 @@ impl<B: AsRef<[u8]>> Index<B> {
         self.items().try_for_each(|item| item.map(drop))
     }
 
+    /// What holds the bytes.
+    pub fn source(&self) -> &B {
+        &self.bytes
+    }
+
     /// The whole file.
     pub fn bytes(&self) -> &[u8] {
         self.bytes.as_ref()

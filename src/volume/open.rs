@@ -16,10 +16,13 @@ use crate::blob::source::IndexBytes;
 use crate::blob::{Blob, ChunkedBlob, FileBlob};
 use crate::cache::{Cache, CacheConfig};
 use crate::config::MountConfig;
-use crate::format::index::{Index, IndexHeader, Kind, archive_flags, kind_of};
+use crate::format::index::{Index, Kind, archive_flags, kind_of};
 use crate::report::Report;
 use crate::store::location::{default_store, open_stores};
 use crate::tree::{Tree, TreeConfig};
+
+/// First bytes of a file or stream that tell what it is: the header of an archive's ENTRY and its flags.
+const SNIFF_BYTES: u64 = 24;
 
 /// What a file that caifs can open is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -116,7 +119,7 @@ pub async fn open_blob(
     if metadata.is_dir() {
         return Err(fail(&"is a directory (a .caibx, .caidx or .catar file is needed)"));
     }
-    file.take(IndexHeader::BYTES as u64).read_to_end(&mut head).map_err(|error| fail(&error))?;
+    file.take(SNIFF_BYTES).read_to_end(&mut head).map_err(|error| fail(&error))?;
     let mtime = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
     let claimed = SpecKind::by_suffix(path);
     match (kind_of(&head), claimed) {
@@ -126,14 +129,14 @@ pub async fn open_blob(
         (Kind::Index, Some(SpecKind::Archive)) => {
             return Err(fail(&"it is an index, not an archive (rename it to .caidx or .caibx)"));
         }
-        (Kind::Archive, _) | (Kind::Unknown, Some(SpecKind::Archive)) => {
+        (Kind::Archive, _) | (Kind::Other, Some(SpecKind::Archive)) => {
             let blob = Blob::File(FileBlob::open(path).map_err(|error| fail(&error))?);
             return Ok(Opened { kind: SpecKind::Archive, blob, path: path.to_owned(), mtime });
         }
-        (Kind::Unknown, None) => {
+        (Kind::Other, None) => {
             return Err(fail(&"it is neither an index (.caibx, .caidx) nor an archive (.catar)"));
         }
-        (Kind::Index, _) | (Kind::Unknown, Some(SpecKind::BlobIndex | SpecKind::ArchiveIndex)) => {}
+        (Kind::Index, _) | (Kind::Other, Some(SpecKind::BlobIndex | SpecKind::ArchiveIndex)) => {}
     }
     let bytes = IndexBytes::open(path).map_err(|error| fail(&error))?;
     let index = Index::open(bytes).map_err(|error| fail(&error))?;
@@ -218,7 +221,7 @@ fn stores_or_default(path: &Path, stores: &[String]) -> Result<Vec<String>, Open
 
 /// Whether the stream begins with an archive's first element. Unreadable content says no: the blob mount then shows the error.
 async fn begins_with_archive(blob: &Blob) -> bool {
-    let n_head = blob.size().min(IndexHeader::BYTES as u64) as usize;
+    let n_head = blob.size().min(SNIFF_BYTES) as usize;
     match blob.read_at(0, n_head).await {
         Ok(head) => archive_flags(&head).is_some(),
         Err(_) => false,
