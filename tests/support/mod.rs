@@ -10,6 +10,7 @@
 //!
 //! Invariant: nothing outlives the value that stands for it: no mount, no process, no directory.
 #![allow(dead_code, reason = "each user of this module needs another part of it")]
+#![allow(unused_imports, reason = "the benchmark is built as a test, but without a test runner and so without tests")]
 
 pub mod blob;
 pub mod corner;

@@ -38,6 +38,8 @@ struct Entry {
 pub struct Mounted {
     /// Where it is mounted (canonical).
     pub mountpoint: PathBuf,
+    /// When the program was started.
+    pub started: Instant,
     /// From the start of the program until the mount was usable.
     pub time_to_mount: Duration,
     server: Option<Child>,
@@ -58,13 +60,17 @@ impl Mounted {
         let time_to_mount = start.elapsed();
         let pids = server_pids(&mountpoint);
         register(&mountpoint, pids.clone());
-        let mounted = Self { mountpoint, time_to_mount, server: None, pids };
+        let mounted = Self { mountpoint, started: start, time_to_mount, server: None, pids };
         if !finished.status.success() {
             return Err(format!("{}: {}: {}", finished.command, finished.status, finished.stderr.trim_end()));
         }
-        match is_mountpoint(&mounted.mountpoint) {
-            true => Ok(mounted),
-            false => Err(format!("{}: succeeded, but nothing is mounted", finished.command)),
+        if !is_mountpoint(&mounted.mountpoint) {
+            return Err(format!("{}: succeeded, but nothing is mounted", finished.command));
+        }
+        // A mount without a known server could not be ended, nor its memory measured.
+        match mounted.pids.is_empty() {
+            true => Err(format!("{}: no process names {}", finished.command, mounted.mountpoint.display())),
+            false => Ok(mounted),
         }
     }
 
@@ -81,7 +87,8 @@ impl Mounted {
         let server = command.spawn().map_err(|error| format!("cannot start {shown}: {error}"))?;
         let pids = vec![server.id() as i32];
         register(&mountpoint, pids.clone());
-        let mut mounted = Self { mountpoint, time_to_mount: Duration::ZERO, server: Some(server), pids };
+        let mut mounted =
+            Self { mountpoint, started: start, time_to_mount: Duration::ZERO, server: Some(server), pids };
         loop {
             // The answer comes from the server once the mount is there, so this is also the wait for its readiness.
             if is_mountpoint(&mounted.mountpoint) && mounted.mountpoint.metadata().is_ok() {
@@ -305,7 +312,7 @@ mod tests {
             let mounted = Mounted::by_server(server.arg(&index).arg(&mnt), &mnt).expect("desync mounts");
             assert!(is_mountpoint(&mounted.mountpoint));
             assert!(mounted.peak_rss_bytes().expect("it runs") > 1 << 20);
-            assert_eq!(mountpoints_under(&scratch), [mounted.mountpoint.clone()]);
+            assert_eq!(mountpoints_under(&scratch), std::slice::from_ref(&mounted.mountpoint));
             std::panic::panic_any(mounted.pids().to_vec());
         });
         let pids = outcome.expect_err("it panicked").downcast::<Vec<i32>>().expect("with the pids");
