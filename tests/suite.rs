@@ -3,5 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod chunks;
-mod peers;
+mod layering;
 mod store;
+mod support;
