@@ -4,5 +4,6 @@
 
 mod chunks;
 mod layering;
+mod model;
 mod store;
 mod support;

@@ -68,6 +68,11 @@ impl FaultStore {
         self.n_fetches.load(Ordering::SeqCst)
     }
 
+    fn failure(&self, id: ChunkId) -> StoreError {
+        let reason = "scripted failure".to_owned();
+        StoreError { store: self.name.clone(), object: id.to_hex(), reason }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ChunkId, Bytes>> {
         self.chunks.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -93,10 +98,7 @@ impl Store for FaultStore {
             match fault {
                 Fault::None => {}
                 Fault::Missing => return Ok(None),
-                Fault::Fail => {
-                    let reason = "scripted failure".to_owned();
-                    return Err(StoreError { store: self.name.clone(), object: id.to_hex(), reason });
-                }
+                Fault::Fail => return Err(self.failure(id)),
                 Fault::Flip => {
                     let middle = bytes.len() / 2;
                     if let Some(byte) = bytes.get_mut(middle) {
@@ -117,6 +119,12 @@ impl Store for FaultStore {
     }
 
     fn has(&self, id: ChunkId) -> BoxFuture<'_, Result<bool, StoreError>> {
-        Box::pin(async move { Ok(self.lock().contains_key(&id)) })
+        Box::pin(async move {
+            match (self.script)(id, self.n_fetches()) {
+                Fault::Fail => Err(self.failure(id)),
+                Fault::Missing => Ok(false),
+                _ => Ok(self.lock().contains_key(&id)),
+            }
+        })
     }
 }
