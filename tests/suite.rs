@@ -5,5 +5,6 @@
 mod chunks;
 mod layering;
 mod model;
+mod mount;
 mod store;
 mod support;

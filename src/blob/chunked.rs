@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
@@ -32,6 +32,7 @@ struct Shared {
     /// Bounds the bytes of replies being put together, in units of [`PERMIT_BYTES`].
     replies: Arc<Semaphore>,
     n_reply_permits: u32,
+    spare: Spare,
 }
 
 /// A part of a read: a chunk, and which of its bytes are wanted.
@@ -54,6 +55,7 @@ impl ChunkedBlob {
             cache,
             replies: Arc::new(Semaphore::new(n_reply_permits as usize)),
             n_reply_permits,
+            spare: Spare::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -94,13 +96,13 @@ impl ChunkedBlob {
             n_placed += piece.range.len();
         }
         let wants: Vec<Want> = pieces.iter().map(|piece| piece.want).collect();
-        let mut reply = vec![0; n_bytes];
+        let mut reply = Reply { bytes: shared.spare.take(n_bytes), n_bytes, shared: Arc::clone(shared), _permit: permit };
         let copy = |piece_idx: usize, chunk: Chunk| {
             let range = &pieces[piece_idx].range;
-            reply[starts[piece_idx]..][..range.len()].copy_from_slice(&chunk.plain()[range.clone()]);
+            reply.bytes[starts[piece_idx]..][..range.len()].copy_from_slice(&chunk.plain()[range.clone()]);
         };
         shared.cache.get_many(shared.digest, &wants, copy).await?;
-        Ok(Bytes::from_owner(Reply { bytes: reply, _permit: permit }))
+        Ok(Bytes::from_owner(reply))
     }
 
     /// Bytes from `offset` to the end of the chunk it lies in.
@@ -148,15 +150,62 @@ impl ChunkedBlob {
     }
 }
 
-/// A reply buffer and its share of the budget, given back when the kernel has the bytes.
+/// A reply being put together, with its share of the budget; both are given back when the kernel has the bytes.
+#[derive(Debug)]
 struct Reply {
+    /// At least `n_bytes`; what is behind them is left from an earlier reply.
     bytes: Vec<u8>,
+    n_bytes: usize,
+    shared: Arc<Shared>,
     _permit: tokio::sync::OwnedSemaphorePermit,
 }
 
 impl AsRef<[u8]> for Reply {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes
+        &self.bytes[..self.n_bytes]
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        self.shared.spare.give_back(std::mem::take(&mut self.bytes));
+    }
+}
+
+/// Reply buffers for the next read. A fresh buffer costs a page fault every 4 KiB, which is as dear as decompressing its content.
+#[derive(Debug, Default)]
+struct Spare(Mutex<Vec<Vec<u8>>>);
+
+impl Spare {
+    /// Buffers kept. More replies are rarely put together at once on a few cores.
+    const MAX_BUFFERS: usize = 8;
+
+    /// The largest buffer kept, in bytes: a READ of the kernel is 1 MiB at the most.
+    const MAX_BUFFER_BYTES: usize = 1 << 20;
+
+    /// A buffer of at least `n_bytes`, of any content.
+    fn take(&self, n_bytes: usize) -> Vec<u8> {
+        let spare = self.lock().pop();
+        match spare {
+            Some(mut buffer) => {
+                if buffer.len() < n_bytes {
+                    buffer.resize(n_bytes, 0);
+                }
+                buffer
+            }
+            None => vec![0; n_bytes],
+        }
+    }
+
+    fn give_back(&self, buffer: Vec<u8>) {
+        let mut buffers = self.lock();
+        if buffers.len() < Self::MAX_BUFFERS && buffer.len() <= Self::MAX_BUFFER_BYTES {
+            buffers.push(buffer);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
