@@ -148,7 +148,7 @@ fn chunks_of_desync_decode() {
 }
 
 /// Every chunk of the index is in the store, decodes and is the blob's content, and there are no others.
-fn check_store(data: &[u8], index: &[u8], store: &Path, what: &str) {
+pub fn check_store(data: &[u8], index: &[u8], store: &Path, what: &str) {
     let index = Index::open(index).unwrap();
     let files: std::collections::HashMap<_, _> = chunk_files(store).into_iter().collect();
     let mut used = std::collections::HashSet::new();

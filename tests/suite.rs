@@ -3,5 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod chunks;
+mod inspect;
+mod pack;
 mod peers;
 mod store;
