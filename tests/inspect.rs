@@ -12,7 +12,8 @@ use caifs::pack::make::make;
 use caifs::store::local::LocalStore;
 
 use crate::chunks::sample_blob;
-use crate::peers::{peer, run};
+use crate::support::peers::peer;
+use crate::support::run::run;
 
 /// Two blobs that share most of their content, with their indexes and a store of the first.
 struct Setting {
@@ -46,9 +47,8 @@ impl Setting {
     }
 
     fn desync(&self, args: &[&str]) -> Option<String> {
-        let mut desync = peer("desync")?;
-        let output = run(desync.current_dir(self.dir.path()).args(args));
-        Some(String::from_utf8(output.stdout).unwrap())
+        let desync = peer("desync")?;
+        Some(run(desync.command().current_dir(self.dir.path()).args(args)).ok().text())
     }
 }
 

@@ -17,8 +17,9 @@ use caifs::store::local::LocalStore;
 use caifs::store::{Put, Store, StoreError, Stored, WriteStore};
 use futures_util::future::BoxFuture;
 
-use crate::chunks::{sample_blob, serial_index};
-use crate::peers::{chunk_files, peer, run};
+use crate::chunks::{chunk_files, sample_blob, serial_index};
+use crate::support::peers::peer;
+use crate::support::run::run;
 
 /// A blob of several segments: mixed content, long zeros that begin and end anywhere, and mixed content again.
 fn large_blob() -> Vec<u8> {
@@ -148,12 +149,12 @@ fn the_store_gets_the_chunks_of_the_index_and_no_others() {
 
 #[test]
 fn casync_makes_the_same_index() {
-    let Some(mut casync) = peer("casync") else { return };
+    let Some(casync) = peer("casync") else { return };
     let dir = tempfile::tempdir().unwrap();
     let (file, theirs, ours) =
         (dir.path().join("blob"), dir.path().join("theirs.caibx"), dir.path().join("ours.caibx"));
     std::fs::write(&file, large_blob()).unwrap();
-    run(casync.arg("make").arg("--store").arg(dir.path().join("theirs.castr")).arg(&theirs).arg(&file));
+    run(casync.command().arg("make").arg("--store").arg(dir.path().join("theirs.castr")).arg(&theirs).arg(&file)).ok();
     let store = LocalStore::create(dir.path().join("ours.castr"));
     let options = MakeOptions { store: Some(Arc::new(store)), ..MakeOptions::default() };
     make(&ours, &file, &options).unwrap();
@@ -162,18 +163,26 @@ fn casync_makes_the_same_index() {
     assert_eq!(mode(&ours), mode(&theirs));
     // casync restores the blob from what we made.
     let out = dir.path().join("out");
-    run(peer("casync").unwrap().arg("extract").arg("--store").arg(dir.path().join("ours.castr")).arg(&ours).arg(&out));
+    run(peer("casync")
+        .unwrap()
+        .command()
+        .arg("extract")
+        .arg("--store")
+        .arg(dir.path().join("ours.castr"))
+        .arg(&ours)
+        .arg(&out))
+    .ok();
     assert!(std::fs::read(&out).unwrap() == large_blob());
 }
 
 #[test]
 fn desync_makes_the_same_index_and_restores_from_our_store() {
-    let Some(mut desync) = peer("desync") else { return };
+    let Some(desync) = peer("desync") else { return };
     let dir = tempfile::tempdir().unwrap();
     let (file, theirs, ours) =
         (dir.path().join("blob"), dir.path().join("theirs.caibx"), dir.path().join("ours.caibx"));
     std::fs::write(&file, large_blob()).unwrap();
-    run(desync.arg("make").arg(&theirs).arg(&file));
+    run(desync.command().arg("make").arg(&theirs).arg(&file)).ok();
     let store = LocalStore::create(dir.path().join("ours.castr"));
     let options = MakeOptions { store: Some(Arc::new(store)), rule: CutRule::Desync, ..MakeOptions::default() };
     let stats = make(&ours, &file, &options).unwrap();
@@ -181,20 +190,27 @@ fn desync_makes_the_same_index_and_restores_from_our_store() {
     let n_chunks = Index::open(std::fs::read(&ours).unwrap()).unwrap().n_chunks();
     assert!(stats.desync_json().contains(&format!("\"ChunksAccepted\": {n_chunks},")));
     let out = dir.path().join("out");
-    run(peer("desync").unwrap().args(["extract", "-s"]).arg(dir.path().join("ours.castr")).arg(&ours).arg(&out));
+    run(peer("desync")
+        .unwrap()
+        .command()
+        .args(["extract", "-s"])
+        .arg(dir.path().join("ours.castr"))
+        .arg(&ours)
+        .arg(&out))
+    .ok();
     assert!(std::fs::read(&out).unwrap() == large_blob());
 }
 
 #[test]
 fn the_index_of_an_archive_made_as_a_blob_has_its_flags_as_with_desync() {
-    let (Some(mut casync), Some(mut desync)) = (peer("casync"), peer("desync")) else { return };
+    let (Some(casync), Some(desync)) = (peer("casync"), peer("desync")) else { return };
     let dir = tempfile::tempdir().unwrap();
     let tree = dir.path().join("tree");
     std::fs::create_dir(&tree).unwrap();
     std::fs::write(tree.join("file"), sample_blob(500_000)).unwrap();
     let (archive, theirs) = (dir.path().join("tree.catar"), dir.path().join("theirs.caibx"));
-    run(casync.arg("make").arg(&archive).arg(&tree));
-    run(desync.arg("make").arg(&theirs).arg(&archive));
+    run(casync.command().arg("make").arg(&archive).arg(&tree)).ok();
+    run(desync.command().arg("make").arg(&theirs).arg(&archive)).ok();
     let options = MakeOptions { rule: CutRule::Desync, ..MakeOptions::default() };
     let (ours, _) = make_index(&archive, &options).unwrap();
     assert!(ours == std::fs::read(&theirs).unwrap());

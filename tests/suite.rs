@@ -4,6 +4,7 @@
 
 mod chunks;
 mod inspect;
+mod layering;
 mod pack;
-mod peers;
 mod store;
+mod support;
