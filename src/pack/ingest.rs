@@ -5,12 +5,13 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::runtime::{Handle, Runtime, RuntimeFlavor};
 
+use super::cutter::Cut;
 use super::{MakeOptions, PackError};
 use crate::chunk::codec::{self, Form};
 use crate::digest::{ChunkId, Digest};
@@ -22,11 +23,31 @@ pub(super) const BATCH_CHUNKS: usize = 16;
 /// A batch ends with this many bytes at the latest.
 pub(super) const BATCH_BYTES: usize = 2 << 20;
 
+/// Whether chunks make a full batch. Zeros cost nothing, so they are not counted.
+#[derive(Debug, Default)]
+pub(super) struct BatchSize {
+    n_chunks: usize,
+    n_bytes: usize,
+}
+
+impl BatchSize {
+    /// Adds a chunk; says whether the batch is full with it.
+    pub(super) fn add(&mut self, cut: Cut) -> bool {
+        if !cut.is_zero {
+            self.n_chunks += 1;
+            self.n_bytes += cut.len;
+        }
+        self.n_chunks >= BATCH_CHUNKS || self.n_bytes >= BATCH_BYTES
+    }
+}
+
 /// Takes in chunks.
 pub(super) struct Ingest {
     digest: Digest,
     level: i32,
     target: Option<Target>,
+    /// Id of the chunk of zeros, once it has been taken in.
+    zero_id: OnceLock<ChunkId>,
     n_written: AtomicU64,
     stored_bytes: AtomicU64,
 }
@@ -60,6 +81,7 @@ impl Ingest {
             digest: options.digest,
             level: options.level,
             target,
+            zero_id: OnceLock::new(),
             n_written: AtomicU64::new(0),
             stored_bytes: AtomicU64::new(0),
         })
@@ -67,16 +89,29 @@ impl Ingest {
 
     /// The ids of these chunks, in the order given; afterwards the store has those that no call before has met.
     ///
-    /// Waits for the store: not for threads that run futures.
-    pub(super) fn batch(&self, plain: &[&[u8]]) -> Result<Vec<ChunkId>, StoreError> {
-        let ids = self.digest.ids(plain);
+    /// All chunks cut as zeros are one chunk, which is hashed only until its id is known. Waits for the store: not for
+    /// threads that run futures.
+    pub(super) fn batch(&self, chunks: &[(&[u8], Cut)]) -> Result<Vec<ChunkId>, StoreError> {
+        let zero_id = self.zero_id.get().copied();
+        let known = |cut: &Cut| if cut.is_zero { zero_id } else { None };
+        let plain: Vec<&[u8]> =
+            chunks.iter().filter(|(_, cut)| known(cut).is_none()).map(|(plain, _)| *plain).collect();
+        let hashed = self.digest.ids(&plain);
         if let Some(target) = &self.target {
             let mut new: Vec<(ChunkId, &[u8])> = Vec::new();
             {
                 let mut met = target.met.lock().unwrap_or_else(PoisonError::into_inner);
-                new.extend(ids.iter().copied().zip(plain.iter().copied()).filter(|(id, _)| met.insert(*id)));
+                new.extend(hashed.iter().copied().zip(plain).filter(|(id, _)| met.insert(*id)));
             }
             self.write(target, &new)?;
+        }
+        let mut hashed = hashed.into_iter();
+        let mut ids = Vec::with_capacity(chunks.len());
+        for (_, cut) in chunks {
+            ids.extend(known(cut).or_else(|| hashed.next()));
+        }
+        if let Some(zero) = chunks.iter().position(|(_, cut)| cut.is_zero) {
+            self.zero_id.get_or_init(|| ids[zero]);
         }
         Ok(ids)
     }

@@ -18,10 +18,10 @@ use std::io::{ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::cutter::{Cut, Cutter};
-use super::ingest::{BATCH_BYTES, BATCH_CHUNKS, Ingest};
+use super::ingest::{BatchSize, Ingest};
 use super::output::write_atomically;
 use super::{MakeOptions, MakeStats, PackError};
 use crate::chunk::chunker::Chunker;
@@ -94,7 +94,6 @@ pub(super) fn chunks_of(
         segment_bytes,
         n_segments,
         hole: Arc::new(hole),
-        zero_id: OnceLock::new(),
         done_bytes: AtomicU64::new(0),
         state: Mutex::new(State { n_free_segments: n_threads + SPARE_SEGMENTS, position: start, ..State::default() }),
         changed: Condvar::new(),
@@ -209,8 +208,6 @@ struct Work<'a> {
     n_segments: u64,
     /// The content of every segment that is a hole.
     hole: Arc<Vec<u8>>,
-    /// Id of the chunk of zeros, once it is in the store.
-    zero_id: OnceLock<ChunkId>,
     done_bytes: AtomicU64,
     state: Mutex<State>,
     changed: Condvar,
@@ -412,20 +409,9 @@ impl Work<'_> {
     /// Gives chunks their ids, and the store the chunks.
     fn ingest(&self, batch: Batch) -> Result<(), PackError> {
         let data = batch.segment.data();
-        let zero_id = self.zero_id.get().copied();
-        let plain_of = |(start, cut): &(usize, Cut)| &data[*start..start + cut.len];
-        let is_known = |cut: &Cut| cut.is_zero && zero_id.is_some();
-        let plain: Vec<&[u8]> = batch.chunks.iter().filter(|(_, cut)| !is_known(cut)).map(plain_of).collect();
-        let mut ids = self.ingest.batch(&plain)?.into_iter();
-        let mut next = |cut: &Cut| match zero_id {
-            Some(id) if cut.is_zero => id,
-            _ => ids.next().unwrap_or(ChunkId([0; 32])),
-        };
-        let ids: Vec<ChunkId> = batch.chunks.iter().map(|(_, cut)| next(cut)).collect();
-        let zeros = batch.chunks.iter().zip(&ids).find(|((_, cut), _)| cut.is_zero);
-        if let Some((_, id)) = zeros {
-            self.zero_id.get_or_init(|| *id);
-        }
+        let plain_of = |(start, cut): &(usize, Cut)| (&data[*start..start + cut.len], *cut);
+        let plain: Vec<(&[u8], Cut)> = batch.chunks.iter().map(plain_of).collect();
+        let ids = self.ingest.batch(&plain)?;
         let n_bytes: usize = batch.chunks.iter().map(|(_, cut)| cut.len).sum();
         let done = self.done_bytes.fetch_add(n_bytes as u64, Ordering::Relaxed) + n_bytes as u64;
 
@@ -453,17 +439,10 @@ impl Work<'_> {
     }
 }
 
-/// How many of the chunks make a batch. Zeros cost nothing, so they are not counted.
+/// How many of the chunks make a batch.
 fn batch_len(chunks: &[(usize, Cut)]) -> usize {
-    let (mut n_chunks, mut n_bytes) = (0, 0);
-    let is_full = |(_, cut): &(usize, Cut)| {
-        if !cut.is_zero {
-            n_chunks += 1;
-            n_bytes += cut.len;
-        }
-        n_chunks >= BATCH_CHUNKS || n_bytes >= BATCH_BYTES
-    };
-    chunks.iter().position(is_full).map_or(chunks.len(), |last| last + 1)
+    let mut size = BatchSize::default();
+    chunks.iter().position(|(_, cut)| size.add(*cut)).map_or(chunks.len(), |last| last + 1)
 }
 
 /// Wakes the other threads to stop when its thread panics: they would wait for its work for ever.

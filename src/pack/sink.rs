@@ -285,7 +285,7 @@ impl Shared {
         let mut plain = Vec::with_capacity(batch.cuts.len());
         for cut in &batch.cuts {
             let (chunk, others) = rest.split_at(cut.len);
-            plain.push(chunk);
+            plain.push((chunk, *cut));
             rest = others;
         }
         let ids = self.ingest.batch(&plain)?;
