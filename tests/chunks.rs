@@ -97,7 +97,8 @@ fn indexes_made_by_casync_are_ours_byte_for_byte() {
 fn casync_index(dir: &Path, options: &[&str]) -> Vec<u8> {
     let out = dir.join("theirs.caibx");
     let mut casync = peer("casync").unwrap().command();
-    run(casync.arg("make").args(options).arg("--store").arg(dir.join("store.castr")).arg(&out).arg(dir.join("blob"))).ok();
+    run(casync.arg("make").args(options).arg("--store").arg(dir.join("store.castr")).arg(&out).arg(dir.join("blob")))
+        .ok();
     std::fs::read(&out).unwrap()
 }
 
@@ -114,7 +115,8 @@ fn indexes_made_by_desync_are_ours_byte_for_byte() {
         let many_sizes = if len > 1_000_000 { &many_sizes[..] } else { &many_sizes[..1] };
         for text in many_sizes {
             let out = dir.path().join("theirs.caibx");
-            run(peer("desync").unwrap().command().args(["make", "-m", text]).arg(&out).arg(dir.path().join("blob"))).ok();
+            run(peer("desync").unwrap().command().args(["make", "-m", text]).arg(&out).arg(dir.path().join("blob")))
+                .ok();
             let sizes = caifs::chunk::sizes::parse_kib(text).unwrap();
             let ours = serial_index(&data, sizes, CutRule::Desync, DESYNC_FLAGS);
             assert!(ours == std::fs::read(&out).unwrap(), "{len} bytes, sizes {text}");
@@ -149,7 +151,7 @@ fn chunks_of_desync_decode() {
 }
 
 /// Every chunk of the index is in the store, decodes and is the blob's content, and there are no others.
-fn check_store(data: &[u8], index: &[u8], store: &Path, what: &str) {
+pub fn check_store(data: &[u8], index: &[u8], store: &Path, what: &str) {
     let index = Index::open(index).unwrap();
     let files: std::collections::HashMap<_, _> = chunk_files(store).into_iter().collect();
     let mut used = std::collections::HashSet::new();
@@ -206,7 +208,7 @@ fn golden_ids() {
 }
 
 /// All chunk files of a store directory: name and content.
-fn chunk_files(store: &Path) -> Vec<(String, Vec<u8>)> {
+pub fn chunk_files(store: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files = Vec::new();
     for directory in std::fs::read_dir(store).unwrap() {
         for file in std::fs::read_dir(directory.unwrap().path()).unwrap() {

@@ -6,5 +6,6 @@ mod chunks;
 mod layering;
 mod model;
 mod mount;
+mod pack;
 mod store;
 mod support;

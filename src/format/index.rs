@@ -39,7 +39,8 @@ pub const FLAG_EXCLUDE_SUBMOUNTS: u64 = 0x4000_0000_0000_0000;
 /// The feature flags that say what an archive records of its files (`--with`); a blob's index has none of them.
 pub const FLAGS_WITH_MASK: u64 = 0x1_ffff_ffff;
 
-const KNOWN_FLAGS: u64 =
+/// All feature flags that casync knows.
+pub const KNOWN_FLAGS: u64 =
     FLAGS_WITH_MASK | FLAG_SHA512_256 | FLAG_EXCLUDE_NODUMP | FLAG_EXCLUDE_FILE | FLAG_EXCLUDE_SUBMOUNTS;
 
 /// Bounds of the chunks of an index, in bytes.
