@@ -1,0 +1,26 @@
+//! What the integration tests and the benchmark stand on.
+//!
+//! * [`run`]: running a program with captured output and a time limit; the `caifs` command itself.
+//! * [`peers`]: the other programs that tests compare with, and what happens when one is missing.
+//! * [`scratch`]: directories that vanish, whatever was put into them.
+//! * [`mounted`]: mounts that are undone and servers that are ended, also when a test panics.
+//! * [`corner`]: a directory tree with everything that is hard to keep: ACLs, capabilities, devices, odd names.
+//! * [`blob`]: deterministic noise.
+//! * [`listing`]: a tree as a table, to compare a mount with its source.
+//!
+//! Invariant: nothing outlives the value that stands for it: no mount, no process, no directory.
+#![allow(dead_code, reason = "each user of this module needs another part of it")]
+#![allow(unused_imports, reason = "the benchmark is built as a test, but without a test runner and so without tests")]
+
+pub mod blob;
+pub mod corner;
+pub mod listing;
+pub mod mounted;
+pub mod peers;
+pub mod run;
+pub mod scratch;
+
+/// Whether this process may do what only root may (devices, capabilities, other owners).
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
