@@ -192,6 +192,7 @@ impl PosixAcl {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

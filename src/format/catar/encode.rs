@@ -324,10 +324,8 @@ impl Encoder {
             }
             self.element(Kind::Selinux, &[label, b"\0"])?;
         }
-        if let Some(fcaps) = node.fcaps.as_ref().filter(|_| flags.has(FeatureFlags::FCAPS)) {
-            if file_type == MODE_REGULAR {
-                self.element(Kind::Fcaps, &[fcaps])?;
-            }
+        if let (Some(fcaps), MODE_REGULAR, true) = (&node.fcaps, file_type, flags.has(FeatureFlags::FCAPS)) {
+            self.element(Kind::Fcaps, &[fcaps])?;
         }
         match node.quota_projid {
             Some(id) if id != 0 && flags.has(FeatureFlags::QUOTA_PROJID) && is_file_or_directory => {

@@ -276,6 +276,7 @@ impl fmt::Debug for FeatureFlags {
 pub struct FlagNameError(pub String);
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -284,6 +284,7 @@ pub fn encode_goodbye(children: &[Child], goodbye_offset: u64, entry_offset: u64
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

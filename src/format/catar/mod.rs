@@ -264,6 +264,7 @@ pub(crate) fn header_at(bytes: &[u8], position: usize) -> Result<Option<ElementH
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
