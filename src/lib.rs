@@ -5,8 +5,8 @@
 pub mod blob;
 pub mod cache;
 pub mod chunk;
-//#[doc(hidden)]
-//pub mod cli;
+#[doc(hidden)]
+pub mod cli;
 pub mod config;
 pub mod digest;
 pub mod format;

@@ -1,3 +1,7 @@
-//! The caifs program: argv to the command line, errors to stderr.
+//! The caifs program: argv to the command line, and the exit code back. Nothing else.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    caifs::cli::run(std::env::args_os())
+}

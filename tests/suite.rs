@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod chunks;
+mod format;
+mod inspect;
 mod layering;
 mod model;
 mod mount;

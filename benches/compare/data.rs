@@ -214,6 +214,8 @@ fn made(
     }
     fs::create_dir_all(&new).map_err(at(&new))?;
     make(&new)?;
+    // What was just written is not to reach the disk while something is measured.
+    nix::unistd::sync();
     fs::write(new.join("made-from"), wanted).map_err(at(&new))?;
     fs::rename(&new, &dir).map_err(at(&dir))?;
     Ok(dir)

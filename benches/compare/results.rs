@@ -13,6 +13,9 @@ use crate::options::{GROUPS, Options, SUBJECTS};
 /// What a mount may use beside its memory budget, in MiB.
 const RSS_ALLOWANCE_MIB: f64 = 40.0;
 
+/// Samples of one figure that differ by more than this factor are named under the table: something disturbed one of them.
+const STEADY_FACTOR: f64 = 1.5;
+
 /// What is measured, in the order of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs, reason = "`Metric::row` says what each is")]
@@ -98,6 +101,11 @@ impl Metric {
         }
     }
 
+    /// Whether samples of a quiet machine are near each other: not so for the slowest reads of many.
+    fn is_steady(self) -> bool {
+        !self.is_peak() && !matches!(self, Self::Random1Tail | Self::Random4Tail)
+    }
+
     /// Whether the highest sample is what counts, not the median.
     fn is_peak(self) -> bool {
         matches!(self, Self::TreeRss | Self::ImageRss | Self::IndexRss)
@@ -113,6 +121,34 @@ pub struct Results {
     notes: Vec<String>,
     failures: Vec<String>,
     distinct_bytes: u64,
+    /// The machine's load and processor times before the run.
+    before: Disturbance,
+}
+
+/// What other work on the machine, and its host, took.
+#[derive(Debug, Clone, Default)]
+struct Disturbance {
+    load: String,
+    stolen_ticks: u64,
+    all_ticks: u64,
+}
+
+impl Disturbance {
+    fn now() -> Self {
+        let load = fs::read_to_string("/proc/loadavg").unwrap_or_default().trim().to_owned();
+        let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+        // The first line: "cpu" and the ticks of user, nice, system, idle, iowait, irq, softirq, steal.
+        let ticks: Vec<u64> =
+            stat.lines().next().unwrap_or("").split_whitespace().skip(1).filter_map(|word| word.parse().ok()).collect();
+        let all_ticks = ticks.iter().take(8).sum();
+        Self { load, stolen_ticks: ticks.get(7).copied().unwrap_or(0), all_ticks }
+    }
+
+    /// The share of processor time since then that the host gave to others.
+    fn stolen_share(&self, later: &Self) -> f64 {
+        let all = later.all_ticks.saturating_sub(self.all_ticks).max(1);
+        later.stolen_ticks.saturating_sub(self.stolen_ticks) as f64 / all as f64
+    }
 }
 
 /// One line of the acceptance.
@@ -134,7 +170,32 @@ impl Results {
             notes: Vec::new(),
             failures: Vec::new(),
             distinct_bytes: 0,
+            before: Disturbance::now(),
         }
+    }
+
+    /// What makes figures of this run doubtful: one sample only, or samples far apart.
+    fn doubts(&self) -> Vec<String> {
+        let mut doubts = Vec::new();
+        if self.options.runs < 3 {
+            doubts.push(format!(
+                "{} run(s): a single disturbed sample is not seen as such; compare only with --runs 3 or more",
+                self.options.runs
+            ));
+        }
+        for ((metric, subject), samples) in self.samples.iter().filter(|((metric, _), _)| metric.is_steady()) {
+            let least = samples.iter().copied().fold(f64::INFINITY, f64::min);
+            let most = samples.iter().copied().fold(0.0, f64::max);
+            if most > least * STEADY_FACTOR {
+                let (group, name, unit) = metric.row();
+                doubts.push(format!(
+                    "unsteady: {subject}, {group}, {name}: {} to {} {unit}",
+                    shown(least),
+                    shown(most)
+                ));
+            }
+        }
+        doubts
     }
 
     /// Takes in one sample.
@@ -260,6 +321,16 @@ impl Results {
         for note in self.notes.iter().chain(&self.failures) {
             let _ = writeln!(text, "note: {note}");
         }
+        for doubt in self.doubts() {
+            let _ = writeln!(text, "note: {doubt}");
+        }
+        let now = Disturbance::now();
+        let stolen = 100.0 * self.before.stolen_share(&now);
+        let _ = writeln!(
+            text,
+            "note: load before {}, after {}; stolen by the host {stolen:.1} %",
+            self.before.load, now.load
+        );
         if self.options.quick {
             let _ = writeln!(text, "note: --quick: small data, so the figures mean little");
         }
@@ -331,8 +402,13 @@ impl Results {
             let line = text.lines().find_map(|line| line.strip_prefix(field));
             line.map(|rest| rest.trim_start_matches([' ', '\t', ':']).to_owned())
         };
+        let now = Disturbance::now();
         json!({
             "cold": COLD,
+            "disturbance": {
+                "load_before": self.before.load, "load_after": now.load, "stolen_share": self.before.stolen_share(&now),
+            },
+            "doubts": self.doubts(),
             "machine": {
                 "cpu": first("/proc/cpuinfo", "model name"),
                 "cores": std::thread::available_parallelism().map_or(0, usize::from),

@@ -12,9 +12,13 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::runtime::Runtime;
 
 use crate::blob::{Blob, BlobError};
+use crate::pack::output::AtomicFile;
 
 /// Read at once when content is copied, in bytes.
 const COPY_BYTES: u64 = 1 << 20;
+
+/// Mode of a file that is written, before the umask.
+const OUTPUT_MODE: u32 = 0o666;
 
 /// Reads in flight when content is copied.
 const N_READS: usize = 8;
@@ -41,15 +45,9 @@ pub fn copy(runtime: &Runtime, blob: &Blob, span: Span, output: Option<&Path>) -
         let mut file = OpenOptions::new().write(true).open(path).with_context(name)?;
         return write_range(runtime, blob, span, &mut file);
     }
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    let mut file = OpenOptions::new().write(true).create_new(true).open(&temporary).with_context(name)?;
-    let copied = write_range(runtime, blob, span, &mut file)
-        .and_then(|()| std::fs::rename(&temporary, path).with_context(name));
-    if copied.is_err() {
-        let _ = std::fs::remove_file(&temporary);
-    }
-    copied
+    let mut file = AtomicFile::create(path, OUTPUT_MODE)?;
+    write_range(runtime, blob, span, &mut file)?;
+    Ok(file.commit()?)
 }
 
 fn write_range(runtime: &Runtime, blob: &Blob, span: Span, out: &mut dyn Write) -> Result<()> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::local::LocalStore;
 use super::router::Router;
-use super::{Store, StoreError};
+use super::{Store, StoreError, WriteStore};
 
 /// The file name of the store that casync looks for beside an index.
 pub const DEFAULT_STORE_NAME: &str = "default.castr";
@@ -44,6 +44,17 @@ impl Location {
                 refuse(format!("stores over {scheme}:// are not supported by this version (use a local directory)"))
             }
             _ => Ok(Self::Local(PathBuf::from(text))),
+        }
+    }
+
+    /// The store at this location for writing; a directory is made with the first chunk.
+    ///
+    /// # Errors
+    /// The store cannot be opened.
+    pub fn create(&self) -> Result<Arc<dyn WriteStore>, StoreError> {
+        match self {
+            Self::Local(path) if path.exists() => Ok(Arc::new(LocalStore::open(path)?)),
+            Self::Local(path) => Ok(Arc::new(LocalStore::create(path))),
         }
     }
 

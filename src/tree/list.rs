@@ -1,6 +1,7 @@
 //! Reading the children of a directory: in the order of their offsets, so that chunks are used one after the other, and with many
 //! chunks in flight at once.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use bytes::Bytes;
 use super::dir::Dir;
 use super::{Content, HEAD_BYTES, Node, Tree, TreeError, read_node};
 use crate::blob::Pinned;
-use crate::format::catar;
+use crate::format::catar::{self, ElementHeader, FilenameParse, Item};
 
 /// Children read at once for a listing. Large enough that the chunks they need are fetched side by side, small enough that the
 /// first names of a huge directory come soon.
@@ -101,43 +102,44 @@ impl Tree {
     pub(super) async fn read_child(
         &self,
         parent: &Node,
-        item: &catar::Item,
+        item: &Item,
         pinned: Option<&Pinned>,
     ) -> Result<Option<Child>, TreeError> {
         let offset = item.filename_offset;
-        let damaged = |what: &str| TreeError::Damaged(format!("{what}, in the name at offset {offset}"));
+        let damaged = |what: &dyn Display| TreeError::Damaged(format!("{what}, in the name at offset {offset}"));
         let at_hand = pinned.and_then(|pinned| pinned.bytes_at(offset, HEAD_BYTES));
         let mut bytes = match at_hand {
             Some(bytes) => bytes,
-            None => self.blob.read_some(offset, catar::HEADER_BYTES, HEAD_BYTES).await?,
+            None => self.blob.read_some(offset, ElementHeader::BYTES, HEAD_BYTES).await?,
         };
-        let (name, n_filename) = loop {
-            match catar::parse_filename(&bytes).map_err(|error| damaged(&error.to_string()))? {
-                catar::FilenameParse::Filename { name, n_bytes } => break (Bytes::copy_from_slice(name), n_bytes),
-                catar::FilenameParse::Need(n_bytes) if n_bytes > bytes.len() => {
-                    bytes = self.blob.read_some(offset, n_bytes, HEAD_BYTES).await?;
+        let filename = loop {
+            match catar::parse_filename(&bytes).map_err(|error| damaged(&error))? {
+                FilenameParse::Filename(filename) => break filename,
+                FilenameParse::Need(n_bytes) => {
+                    bytes = self.blob.read_some(offset, n_bytes as usize, HEAD_BYTES).await?;
                 }
-                catar::FilenameParse::Need(_) => return Err(damaged("it is cut off")),
             }
         };
-        let entry_offset = offset + n_filename as u64;
+        let name = Bytes::from(filename.name);
+        let entry_offset = offset + filename.element_bytes;
         if entry_offset == item.end {
             return Ok(None);
         }
         if entry_offset > item.end {
-            return Err(damaged("it is longer than its node"));
+            return Err(damaged(&"it is longer than its node"));
         }
         if let Some(node) = self.nodes.get(&entry_offset) {
             return Ok(Some(Child { name, node, next_idx: 0 }));
         }
-        let (parsed, _) = read_node(&self.blob, entry_offset, bytes.slice(n_filename..)).await?;
+        let rest = bytes.slice(filename.element_bytes as usize..);
+        let parsed = read_node(&self.blob, entry_offset, item.end, rest).await?;
         let node = Node::new(&parsed, entry_offset, parent.entry_offset, item.end)?;
         let payload_end = match node.content {
             Content::File { offset, size } => offset.checked_add(size),
             _ => Some(entry_offset),
         };
         if payload_end.is_none_or(|payload_end| payload_end > item.end) {
-            return Err(damaged("the file's content does not lie within its node"));
+            return Err(damaged(&"the file's content does not lie within its node"));
         }
         let node = Arc::new(node);
         self.nodes.put(entry_offset, Arc::clone(&node), node.weight_bytes());

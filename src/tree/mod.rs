@@ -18,7 +18,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::blob::{Blob, BlobError};
-use crate::format::catar::{self, FeatureFlags};
+use crate::format::catar::node::ENTRY_BYTES;
+use crate::format::catar::{self, CatarError, FeatureFlags, Item, NodeParse};
 use bounded::Bounded;
 use dir::{Dir, MAX_WHOLE_TABLE_BYTES, TableSpan};
 pub use list::{Child, Children};
@@ -82,9 +83,8 @@ impl Tree {
     /// The bytes cannot be had, or are not an archive.
     pub async fn open(blob: Blob, config: TreeConfig) -> Result<Self, TreeError> {
         let size = blob.size();
-        let head = blob.read_some(0, (size as usize).min(catar::ENTRY_BYTES), HEAD_BYTES).await?;
-        catar::check_is_archive(&head).map_err(|error| TreeError::Damaged(error.to_string()))?;
-        let (parsed, _) = read_node(&blob, 0, head).await?;
+        let head = blob.read_some(0, size.min(ENTRY_BYTES) as usize, HEAD_BYTES).await?;
+        let parsed = read_node(&blob, 0, size, head).await?;
         if matches!(parsed.content, catar::Content::Directory { .. }) {
             let span = TableSpan::read(&blob, size).await?;
             if span.entry_offset != 0 {
@@ -139,7 +139,7 @@ impl Tree {
     pub async fn lookup(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Option<Arc<Node>>, TreeError> {
         let Content::Directory { end } = parent.content else { return Err(TreeError::NotADirectory) };
         let hash = catar::name_hash(name);
-        let candidates: Vec<catar::Item> = match self.dirs.get(&parent.entry_offset) {
+        let candidates: Vec<Item> = match self.dirs.get(&parent.entry_offset) {
             Some(dir) => dir.candidates(hash).copied().collect(),
             None => {
                 let span = self.span(parent, end).await?;
@@ -258,20 +258,17 @@ impl Tree {
     }
 }
 
-/// Parses the node at an offset of which some bytes are at hand, reading more as needed. Gives the bytes it was parsed from, too.
-async fn read_node(blob: &Blob, entry_offset: u64, head: Bytes) -> Result<(catar::Node, Bytes), TreeError> {
+/// Parses the node at an offset, which ends at `end`, and of which some bytes are at hand; reads more as needed.
+async fn read_node(blob: &Blob, entry_offset: u64, end: u64, head: Bytes) -> Result<Box<catar::Node>, TreeError> {
     let mut bytes = head;
     loop {
-        let damaged = |error: String| TreeError::Damaged(format!("{error}, in the entry at offset {entry_offset}"));
-        let rest = blob.size().saturating_sub(entry_offset);
-        let complete = bytes.len() as u64 >= rest;
-        match catar::parse_node(&bytes, complete).map_err(|error| damaged(error.to_string()))? {
-            catar::NodeParse::Node(node) => return Ok((node, bytes)),
-            catar::NodeParse::Need(n_bytes) if !complete && n_bytes > bytes.len() => {
-                let n_bytes = n_bytes.max(HEAD_BYTES).min(usize::try_from(rest).unwrap_or(usize::MAX));
-                bytes = blob.read_at(entry_offset, n_bytes).await?;
+        let damaged = |error: CatarError| TreeError::Damaged(format!("{error}, in the entry at offset {entry_offset}"));
+        match catar::parse_node(&bytes, end.saturating_sub(entry_offset)).map_err(damaged)? {
+            NodeParse::Node(node) => return Ok(node),
+            NodeParse::Need(n_bytes) => {
+                // Bounded by the parser, whatever the archive says.
+                bytes = blob.read_some(entry_offset, n_bytes as usize, (n_bytes as usize).max(HEAD_BYTES)).await?;
             }
-            catar::NodeParse::Need(_) => return Err(damaged("it is cut off".to_owned())),
         }
     }
 }

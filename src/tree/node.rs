@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::TreeError;
+use crate::format::catar::flags::to_fs_flags;
 use crate::format::catar;
 
 /// Inode number of the root. Its ENTRY lies at offset 0, which the kernel does not take for a number.
@@ -97,7 +98,7 @@ impl Node {
             uid: id(parsed.entry.uid, "owner")?,
             gid: id(parsed.entry.gid, "group")?,
             mtime_ns: parsed.entry.mtime_ns,
-            inode_flags: catar::to_fs_flags(parsed.entry.flags),
+            inode_flags: to_fs_flags(parsed.entry.flags),
             xattrs,
             content,
         })

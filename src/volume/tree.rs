@@ -143,7 +143,7 @@ impl Volume for TreeVolume {
     fn has_acls(&self) -> bool {
         let flags = self.shared.tree.feature_flags();
         // desync stores ACLs as plain extended attributes.
-        flags.contains(FeatureFlags::ACL) || flags.contains(FeatureFlags::XATTRS)
+        flags.has_any(FeatureFlags::ACL.with(FeatureFlags::XATTRS))
     }
 
     fn root_kind(&self) -> FileKind {

@@ -319,4 +319,37 @@ mod tests {
         assert!(!is_mountpoint(&mnt));
         assert!(!pids.is_empty() && pids.iter().all(|&pid| !is_running(pid)));
     }
+
+    #[test]
+    fn a_daemon_is_found_and_ends_with_its_mount() {
+        if !is_root() || !Path::new("/dev/fuse").exists() {
+            return peers::missing("root and /dev/fuse");
+        }
+        let (Some(make), Some(squashfuse)) = (peers::peer("mksquashfs"), peers::peer("squashfuse_ll")) else { return };
+        let scratch = Scratch::new();
+        let (source, image, mnt) = (scratch.dir("source"), scratch.join("image"), scratch.dir("mnt"));
+        std::fs::write(source.join("file"), "content").expect("written");
+        run::run(make.command().arg(&source).arg(&image).args(["-quiet", "-no-progress"])).ok();
+        let mounted = Mounted::by_command(squashfuse.command().arg(&image).arg(&mnt), &mnt).expect("it mounts");
+        assert_eq!(std::fs::read_to_string(mnt.join("file")).expect("read"), "content");
+        assert_eq!(mounted.pids().len(), 1);
+        assert!(mounted.end());
+
+        let mut mounted =
+            Mounted::by_command(squashfuse.command().arg(&image).arg(&mnt), &mnt).expect("it mounts again");
+        mounted.kill_server();
+        assert!(is_mountpoint(&mnt) && mnt.metadata().is_err(), "a killed server leaves a dead mount");
+        drop(mounted);
+        assert!(mnt.metadata().is_ok());
+    }
+
+    #[test]
+    fn a_command_that_does_not_mount_is_an_error() {
+        let scratch = Scratch::new();
+        let mnt = scratch.dir("mnt");
+        let nothing = Mounted::by_command(&mut Command::new("true"), &mnt).expect_err("nothing is mounted");
+        assert!(nothing.ends_with("nothing is mounted"), "{nothing}");
+        let ended = Mounted::by_server(&mut Command::new("false"), &mnt).expect_err("it ended");
+        assert!(ended.contains("without a mount"), "{ended}");
+    }
 }

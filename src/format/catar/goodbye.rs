@@ -1,172 +1,286 @@
-//! Goodbye tables: at the end of a directory, where each child lies, by the hash of its name (formats.md 4.4).
+//! The end of a directory: a table of its children, sorted by a hash of their names into a search tree.
 //!
-//! The items stand in the order of a complete binary search tree, level by level, so that a name is found without reading the
-//! whole table: from item `i` the search goes on at `2i + 1` or `2i + 2`.
+//! The tree is complete and stored level by level, so item `i` has its children at `2i + 1` and `2i + 2`. A reader finds
+//! a name without reading the directory: [`GoodbyeTable`] where the table fits into memory, [`Descent`] where it does
+//! not. A hash only proposes: the name stands at the FILENAME and must be compared.
+//!
+//! Every offset that comes out of here is absolute and lies within the directory.
 
 use std::hash::Hasher;
 
 use siphasher::sip::SipHasher24;
 
-use super::element::{CatarError, ElementHeader, ElementKind, HEADER_BYTES, u64_at};
+use super::node::ENTRY_BYTES;
+use super::{CatarError, ElementHeader, Kind, word};
 
-/// Bytes of a table's item.
-pub const ITEM_BYTES: usize = 24;
-
-/// Bytes of a table's tail, the last of a directory.
-pub const TAIL_BYTES: usize = 24;
-
-/// The number that ends a goodbye table.
+/// Key of the hash of names (formats: 4.4).
+const HASH_KEY: (u64, u64) = (0x8574442b0f1d84b3, 0x2736ed30d1c22ec1);
+/// Last word of every directory.
 const TAIL_MARKER: u64 = 0x57446fa533702943;
+/// Least bytes of a FILENAME element: header, one byte, NUL.
+const LEAST_CHILD_BYTES: u64 = ElementHeader::BYTES as u64 + 2;
 
-/// The keys of the name hash (formats.md 4.4).
-const HASH_KEYS: (u64, u64) = (0x8574442b0f1d84b3, 0x2736ed30d1c22ec1);
-
-/// Where the smallest sound child can begin: after the directory's own ENTRY.
-const MIN_CHILD_DISTANCE: u64 = super::ENTRY_BYTES as u64;
-
-/// SipHash-2-4 of a file's name.
+/// The hash of a file name (SipHash-2-4).
 pub fn name_hash(name: &[u8]) -> u64 {
-    let mut hasher = SipHasher24::new_with_keys(HASH_KEYS.0, HASH_KEYS.1);
+    let mut hasher = SipHasher24::new_with_keys(HASH_KEY.0, HASH_KEY.1);
     hasher.write(name);
     hasher.finish()
 }
 
-/// A child of a directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Item {
-    /// Hash of its name.
-    pub hash: u64,
-    /// Where its FILENAME element begins in the archive.
-    pub filename_offset: u64,
-    /// Where its node ends in the archive.
-    pub end: u64,
-}
-
-impl Item {
-    /// Reads an item of the table at `goodbye_offset` of the directory at `entry_offset`.
-    ///
-    /// # Errors
-    /// The child does not lie between the directory's ENTRY and its table.
-    pub fn parse(bytes: &[u8], goodbye_offset: u64, entry_offset: u64) -> Result<Self, CatarError> {
-        let (distance, size, hash) = (u64_at(bytes, 0)?, u64_at(bytes, 8)?, u64_at(bytes, 16)?);
-        let outside = CatarError::BadGoodbye("a child lies outside of its directory");
-        let filename_offset = goodbye_offset.checked_sub(distance).ok_or(outside.clone())?;
-        if filename_offset < entry_offset.saturating_add(MIN_CHILD_DISTANCE) || size > distance {
-            return Err(outside);
-        }
-        if size <= HEADER_BYTES as u64 {
-            return Err(CatarError::BadGoodbye("a child is too small to have a name"));
-        }
-        Ok(Self { hash, filename_offset, end: filename_offset + size })
-    }
-}
-
-/// The end of a goodbye table, and so of a directory.
+/// The last 24 bytes of a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tail {
-    /// From the directory's ENTRY to its GOODBYE element.
+    /// From the directory's ENTRY to its GOODBYE.
     pub entry_distance: u64,
-    /// Bytes of the GOODBYE element.
+    /// Bytes of the GOODBYE element, this tail included.
     pub goodbye_size: u64,
 }
 
 impl Tail {
-    /// Reads the last 24 bytes of a directory.
-    ///
-    /// # Errors
-    /// They are not a tail.
-    pub fn parse(bytes: &[u8]) -> Result<Self, CatarError> {
-        let tail = Self { entry_distance: u64_at(bytes, 0)?, goodbye_size: u64_at(bytes, 8)? };
-        if u64_at(bytes, 16)? != TAIL_MARKER {
-            return Err(CatarError::BadGoodbye("its last bytes are not a tail"));
+    /// Bytes of a tail.
+    pub const BYTES: usize = 24;
+
+    /// Reads a tail; bytes that are none are an error.
+    pub fn parse(bytes: &[u8; Self::BYTES]) -> Result<Self, CatarError> {
+        if word(bytes, 16)? != TAIL_MARKER {
+            return Err(CatarError::Goodbye("it does not end with the marker"));
         }
-        let header = ElementHeader { size: tail.goodbye_size, kind: ElementKind::Goodbye };
-        ElementHeader::parse(&header.encode())?;
-        if tail.entry_distance < MIN_CHILD_DISTANCE {
-            return Err(CatarError::BadGoodbye("it begins within the directory's ENTRY"));
+        let goodbye_size = word(bytes, 8)?;
+        if !Kind::Goodbye.accepts(goodbye_size) {
+            return Err(CatarError::Size { kind: Kind::Goodbye, size: goodbye_size });
         }
-        Ok(tail)
+        Ok(Self { entry_distance: word(bytes, 0)?, goodbye_size })
+    }
+
+    /// Absolute offsets of the directory's GOODBYE and ENTRY, given where the directory ends.
+    pub fn locate(self, end: u64) -> Result<(u64, u64), CatarError> {
+        const OUTSIDE: CatarError = CatarError::Goodbye("it points before the archive's start");
+        let goodbye_offset = end.checked_sub(self.goodbye_size).ok_or(OUTSIDE)?;
+        let entry_offset = goodbye_offset.checked_sub(self.entry_distance).ok_or(OUTSIDE)?;
+        if self.entry_distance < ENTRY_BYTES {
+            return Err(CatarError::Goodbye("it leaves no room for the directory's ENTRY"));
+        }
+        Ok((goodbye_offset, entry_offset))
+    }
+
+    /// How many children the table has.
+    pub fn n_items(self) -> u64 {
+        self.goodbye_size.saturating_sub((ElementHeader::BYTES + Self::BYTES) as u64) / Item::BYTES as u64
     }
 }
 
-/// A whole goodbye table.
+/// One child in the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Item {
+    /// Hash of the child's name.
+    pub hash: u64,
+    /// Absolute offset of the child's FILENAME.
+    pub filename_offset: u64,
+    /// Absolute offset behind the child's whole node.
+    pub end: u64,
+}
+
+impl Item {
+    /// Bytes of an item.
+    pub const BYTES: usize = 24;
+
+    /// Absolute offset of item `i`, given where the GOODBYE starts; saturates where no archive can reach.
+    pub fn position(goodbye_offset: u64, i: u64) -> u64 {
+        let distance = i.saturating_mul(Self::BYTES as u64).saturating_add(ElementHeader::BYTES as u64);
+        goodbye_offset.saturating_add(distance)
+    }
+
+    /// Reads an item of the directory with these absolute offsets. A child outside of it is an error.
+    pub fn parse(bytes: &[u8; Self::BYTES], goodbye_offset: u64, entry_offset: u64) -> Result<Self, CatarError> {
+        let (distance, size, hash) = (word(bytes, 0)?, word(bytes, 8)?, word(bytes, 16)?);
+        let least = entry_offset.saturating_add(ENTRY_BYTES);
+        match goodbye_offset.checked_sub(distance) {
+            Some(filename_offset) if filename_offset >= least && (LEAST_CHILD_BYTES..=distance).contains(&size) => {
+                // size <= distance, so this stays at or below the table's offset.
+                Ok(Self { hash, filename_offset, end: filename_offset + size })
+            }
+            _ => Err(CatarError::Goodbye("a child lies outside of its directory")),
+        }
+    }
+}
+
+/// A directory's table, read as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GoodbyeTable {
     items: Vec<Item>,
 }
 
 impl GoodbyeTable {
-    /// Reads a GOODBYE element that lies at `goodbye_offset` and belongs to the directory at `entry_offset`.
-    ///
-    /// # Errors
-    /// It is not one, or one of its children does not lie in the directory.
+    /// Reads a whole GOODBYE element. Both offsets are absolute.
     pub fn parse(bytes: &[u8], goodbye_offset: u64, entry_offset: u64) -> Result<Self, CatarError> {
-        let header = ElementHeader::parse(bytes)?;
-        if header.kind != ElementKind::Goodbye {
-            return Err(CatarError::Unexpected { found: header.kind, wanted: "a goodbye table" });
+        let header = bytes.first_chunk::<{ ElementHeader::BYTES }>().ok_or(CatarError::Truncated("a table"))?;
+        let header = ElementHeader::parse(header)?;
+        if header.kind != Kind::Goodbye {
+            return Err(CatarError::Unexpected { found: header.kind, place: "where a directory's table is expected" });
         }
         if header.size != bytes.len() as u64 {
-            return Err(CatarError::BadGoodbye("its size differs at its two ends"));
+            return Err(CatarError::Truncated("a table"));
         }
-        let (items, tail) = bytes[HEADER_BYTES..].split_at(bytes.len() - HEADER_BYTES - TAIL_BYTES);
+        let (body, tail) = bytes.split_last_chunk::<{ Tail::BYTES }>().ok_or(CatarError::Truncated("a table"))?;
         let tail = Tail::parse(tail)?;
-        if tail.goodbye_size != header.size || goodbye_offset.checked_sub(tail.entry_distance) != Some(entry_offset) {
-            return Err(CatarError::BadGoodbye("it is not the directory's"));
+        if tail.goodbye_size != header.size {
+            return Err(CatarError::Goodbye("its two sizes differ"));
         }
-        let items = items.chunks_exact(ITEM_BYTES).map(|item| Item::parse(item, goodbye_offset, entry_offset));
+        if goodbye_offset.checked_sub(entry_offset) != Some(tail.entry_distance) {
+            return Err(CatarError::Goodbye("it belongs to another directory"));
+        }
+        let body = body.get(ElementHeader::BYTES..).unwrap_or(&[]);
+        let (items, _) = body.as_chunks::<{ Item::BYTES }>();
+        let items = items.iter().map(|item| Item::parse(item, goodbye_offset, entry_offset));
         Ok(Self { items: items.collect::<Result<_, _>>()? })
     }
 
-    /// The children in the order of the table.
+    /// All children in the order stored.
     pub fn items(&self) -> &[Item] {
         &self.items
     }
 
-    /// The children in the order of the table.
-    pub fn into_items(self) -> Vec<Item> {
+    /// The children, as archive order has them: by the offset of their names.
+    pub fn into_items_by_offset(mut self) -> Vec<Item> {
+        self.items.sort_by_key(|item| item.filename_offset);
         self.items
+    }
+
+    /// The children whose names have this hash, by descending the tree (nearly always none or one).
+    ///
+    /// In a table that is not a search tree some are not found; [`Self::scan`] finds all.
+    pub fn candidates(&self, hash: u64) -> impl Iterator<Item = &Item> {
+        let mut descent = Descent::new(self.items.len() as u64, hash);
+        std::iter::from_fn(move || {
+            while let Some(i) = descent.next_index() {
+                let item = self.items.get(usize::try_from(i).ok()?)?;
+                if descent.visit(i, item.hash) {
+                    return Some(item);
+                }
+            }
+            None
+        })
+    }
+
+    /// The children whose names have this hash, by looking at all.
+    pub fn scan(&self, hash: u64) -> impl Iterator<Item = &Item> {
+        self.items.iter().filter(move |item| item.hash == hash)
+    }
+
+    /// Whether the items are in the order of a search tree, so that [`Self::candidates`] finds every child.
+    pub fn is_search_tree(&self) -> bool {
+        let mut sorted = vec![0; self.items.len()];
+        for (item, rank) in self.items.iter().zip(search_tree_order(self.items.len())) {
+            sorted[rank] = item.hash;
+        }
+        sorted.is_sorted()
     }
 }
 
-/// For each place in a table of `n` items: which of the items sorted by hash stands there.
+/// Looks for a hash in a table that stays where it lies: which item to read next.
+///
+/// Loop: [`Self::next_index`], read that item ([`Item::position`]), [`Self::visit`]. As hashes may be equal, both sides
+/// of an equal item are looked at, the left one first.
+#[derive(Debug, Clone)]
+pub struct Descent {
+    n_items: u64,
+    hash: u64,
+    to_visit: Vec<u64>,
+}
+
+impl Descent {
+    /// Starts at the top of a table with so many items.
+    pub fn new(n_items: u64, hash: u64) -> Self {
+        Self { n_items, hash, to_visit: vec![0] }
+    }
+
+    /// The item to look at next; `None` when the search is over.
+    pub fn next_index(&mut self) -> Option<u64> {
+        while let Some(i) = self.to_visit.pop() {
+            if i < self.n_items {
+                return Some(i);
+            }
+        }
+        None
+    }
+
+    /// Tells the hash of the item just read; true if it is the one looked for.
+    pub fn visit(&mut self, i: u64, item_hash: u64) -> bool {
+        let left = i.saturating_mul(2).saturating_add(1);
+        if self.hash >= item_hash {
+            self.to_visit.push(left.saturating_add(1));
+        }
+        if self.hash <= item_hash {
+            self.to_visit.push(left);
+        }
+        self.hash == item_hash
+    }
+}
+
+/// A child as the writer of a directory remembers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Child {
+    /// Hash of the name.
+    pub hash: u64,
+    /// Absolute offset of the FILENAME.
+    pub filename_offset: u64,
+    /// Absolute offset behind the child's whole node.
+    pub end: u64,
+}
+
+/// For each place in the table, which child of those sorted by hash stands there.
 pub fn search_tree_order(n: usize) -> Vec<usize> {
     let mut order = vec![0; n];
-    // Ranges of sorted items and the place their subtree's root has; a stack, since it is no deeper than the tree.
+    // Subtrees still to be placed: their sorted children [from, to) and the place of their top.
     let mut subtrees = vec![(0, n, 0)];
-    while let Some((start, n, place)) = subtrees.pop() {
-        if n == 0 {
+    while let Some((from, to, place)) = subtrees.pop() {
+        if from == to {
             continue;
         }
-        // A complete tree of n nodes: the last level holds `n_last` of the `width` it has room for, from the left.
-        let height = n.ilog2();
-        let width = 1usize << height;
-        let n_last = n - (width - 1);
-        let n_left = (width / 2).saturating_sub(1) + n_last.min(width / 2);
-        order[place] = start + n_left;
-        subtrees.push((start, n_left, 2 * place + 1));
-        subtrees.push((start + n_left + 1, n - n_left - 1, 2 * place + 2));
+        let top = from + n_left(to - from);
+        order[place] = top;
+        subtrees.push((from, top, 2 * place + 1));
+        subtrees.push((top + 1, to, 2 * place + 2));
     }
     order
 }
 
-/// The bytes of a GOODBYE element that lies at `goodbye_offset` and belongs to the directory at `entry_offset`. The children
-/// may come in any order.
-pub fn encode_goodbye(children: &[Item], goodbye_offset: u64, entry_offset: u64) -> Vec<u8> {
+/// How many of `n` items (at least one) are left of the top of a complete tree: all levels but the last are full, and
+/// the last is filled from the left.
+fn n_left(n: usize) -> usize {
+    let last_level = 1 << n.ilog2();
+    let inner = last_level - 1;
+    let in_last = n - inner;
+    inner / 2 + in_last.min(last_level / 2)
+}
+
+/// The GOODBYE element of a directory with these children, in any order. All offsets are absolute; children must lie
+/// between ENTRY and GOODBYE.
+///
+/// Names with equal hashes stand in the order of their offsets, as casync sorts them.
+pub fn encode_goodbye(children: &[Child], goodbye_offset: u64, entry_offset: u64) -> Result<Vec<u8>, CatarError> {
+    const OUTSIDE: CatarError = CatarError::Goodbye("a child lies outside of its directory");
     let mut sorted = children.to_vec();
-    sorted.sort_unstable_by_key(|item| (item.hash, item.filename_offset));
-    let size = (HEADER_BYTES + ITEM_BYTES * sorted.len() + TAIL_BYTES) as u64;
-    let mut bytes = Vec::with_capacity(size as usize);
-    bytes.extend(ElementHeader { size, kind: ElementKind::Goodbye }.encode());
-    for sorted_idx in search_tree_order(sorted.len()) {
-        let Item { hash, filename_offset, end } = sorted[sorted_idx];
-        for field in [goodbye_offset - filename_offset, end - filename_offset, hash] {
-            bytes.extend(field.to_le_bytes());
+    sorted.sort_unstable_by_key(|child| (child.hash, child.filename_offset));
+    let size = ElementHeader::BYTES + Tail::BYTES + Item::BYTES * sorted.len();
+    let mut bytes = Vec::with_capacity(size);
+    bytes.extend_from_slice(&ElementHeader { size: size as u64, kind: Kind::Goodbye }.to_bytes());
+    for rank in search_tree_order(sorted.len()) {
+        let child = sorted[rank];
+        let distance = goodbye_offset.checked_sub(child.filename_offset).ok_or(OUTSIDE)?;
+        let child_size = child.end.checked_sub(child.filename_offset).ok_or(OUTSIDE)?;
+        if child_size > distance || child.filename_offset < entry_offset {
+            return Err(OUTSIDE);
+        }
+        for number in [distance, child_size, child.hash] {
+            bytes.extend_from_slice(&number.to_le_bytes());
         }
     }
-    for field in [goodbye_offset - entry_offset, size, TAIL_MARKER] {
-        bytes.extend(field.to_le_bytes());
+    let entry_distance = goodbye_offset.checked_sub(entry_offset).ok_or(OUTSIDE)?;
+    for number in [entry_distance, size as u64, TAIL_MARKER] {
+        bytes.extend_from_slice(&number.to_le_bytes());
     }
-    bytes
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -175,22 +289,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn known_hashes() {
-        for (name, hash) in [
-            ("", 0xb64acab6ca921906),
-            ("a", 0x51ba5a19e058c7ad),
-            ("a.txt", 0x30dbb40a12778187),
-            ("fifo", 0x4688b8a264b21bf3),
-            ("sub", 0xebfe935698c3deec),
-            ("0123456789abcdef", 0x0f0f2ed29228293c),
-        ] {
-            assert_eq!(name_hash(name.as_bytes()), hash, "{name}");
+    fn hashes_are_those_of_casync() {
+        let cases: [(&[u8], u64); 6] = [
+            (b"", 0xb64acab6ca921906),
+            (b"a", 0x51ba5a19e058c7ad),
+            (b"a.txt", 0x30dbb40a12778187),
+            (b"fifo", 0x4688b8a264b21bf3),
+            (b"sub", 0xebfe935698c3deec),
+            (b"0123456789abcdef", 0x0f0f2ed29228293c),
+        ];
+        for (name, hash) in cases {
+            assert_eq!(name_hash(name), hash);
         }
     }
 
     #[test]
-    fn known_orders() {
-        let cases: [&[usize]; 9] = [
+    fn orders_are_those_of_casync() {
+        let cases: [&[usize]; 10] = [
             &[],
             &[0],
             &[1, 0],
@@ -200,46 +315,59 @@ mod tests {
             &[3, 1, 5, 0, 2, 4],
             &[3, 1, 5, 0, 2, 4, 6],
             &[4, 2, 6, 1, 3, 5, 7, 0],
+            &[6, 3, 8, 1, 5, 7, 9, 0, 2, 4],
         ];
-        for (n, order) in cases.iter().enumerate() {
-            assert_eq!(search_tree_order(n), *order, "{n}");
+        for order in cases {
+            assert_eq!(search_tree_order(order.len()), order);
         }
-        assert_eq!(search_tree_order(10), [6, 3, 8, 1, 5, 7, 9, 0, 2, 4]);
     }
 
     #[test]
-    fn every_order_is_a_search_tree() {
-        for n in 0..300 {
-            let order = search_tree_order(n);
-            for (place, sorted_idx) in order.iter().enumerate() {
-                assert!(order.get(2 * place + 1).is_none_or(|left| left < sorted_idx));
-                assert!(order.get(2 * place + 2).is_none_or(|right| right > sorted_idx));
+    fn every_child_is_found_and_nothing_else_with_equal_hashes_too() {
+        for n in [0u64, 1, 2, 3, 10, 100, 1000] {
+            for n_hashes in [1, 2, 7, 1000] {
+                let child = |i| Child { hash: i % n_hashes * 10, filename_offset: 164 + 20 * i, end: 184 + 20 * i };
+                let children: Vec<Child> = (0..n).map(child).collect();
+                let (goodbye, entry) = (164 + 20 * n, 100);
+                let bytes = encode_goodbye(&children, goodbye, entry).unwrap();
+                let table = GoodbyeTable::parse(&bytes, goodbye, entry).unwrap();
+                assert!(table.is_search_tree());
+                for hash in [0, 5, 10, 60, 9990, u64::MAX] {
+                    let mut found: Vec<u64> = table.candidates(hash).map(|item| item.filename_offset).collect();
+                    found.sort_unstable();
+                    let expected = children.iter().filter(|child| child.hash == hash);
+                    assert_eq!(found, expected.map(|child| child.filename_offset).collect::<Vec<_>>());
+                    assert_eq!(table.scan(hash).count(), found.len());
+                }
+                let tail = Tail::parse(bytes.last_chunk().unwrap()).unwrap();
+                assert_eq!(tail.locate(goodbye + bytes.len() as u64), Ok((goodbye, entry)));
+                assert_eq!(tail.n_items(), n);
             }
         }
     }
 
     #[test]
-    fn tables_round_trip_and_no_cut_or_flip_panics() {
-        let children: Vec<Item> = (0..5u64)
-            .map(|i| Item { hash: i * 77 % 5, filename_offset: 164 + 40 * i, end: 204 + 40 * i })
-            .collect();
-        let bytes = encode_goodbye(&children, 1000, 100);
-        let mut items = GoodbyeTable::parse(&bytes, 1000, 100).unwrap().into_items();
-        items.sort_by_key(|item| item.filename_offset);
-        assert_eq!(items, children);
-        assert_eq!(
-            Tail::parse(&bytes[bytes.len() - TAIL_BYTES..]).unwrap(),
-            Tail { entry_distance: 900, goodbye_size: bytes.len() as u64 }
-        );
-        for len in 0..bytes.len() {
-            assert!(GoodbyeTable::parse(&bytes[..len], 1000, 100).is_err());
+    fn a_table_that_is_no_tree_is_seen_and_can_be_scanned() {
+        let items: Vec<Item> = [3, 1, 2].map(|hash| Item { hash, filename_offset: 1, end: 2 }).to_vec();
+        let table = GoodbyeTable { items };
+        assert!(!table.is_search_tree());
+        assert_eq!((table.candidates(2).count(), table.scan(2).count()), (0, 1));
+    }
+
+    #[test]
+    fn children_outside_of_their_directory_are_errors() {
+        let item = |distance: u64, size: u64| {
+            let words = [distance, size, 0].map(u64::to_le_bytes);
+            Item::parse(words.as_flattened().first_chunk().unwrap(), 1000, 500)
+        };
+        assert_eq!(item(436, 436), Ok(Item { hash: 0, filename_offset: 564, end: 1000 }));
+        for (distance, size) in [(437, 20), (436, 437), (1001, 20), (u64::MAX, 20), (436, 17), (436, u64::MAX), (0, 0)]
+        {
+            assert!(item(distance, size).is_err(), "{distance} {size}");
         }
-        for bit in 0..8 * bytes.len() {
-            let mut flipped = bytes.clone();
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            let _ = GoodbyeTable::parse(&flipped, 1000, 100);
+        let outside = Child { hash: 0, filename_offset: 90, end: 100 };
+        for (goodbye, entry) in [(80, 0), (95, 0), (200, 95), (0, 200)] {
+            assert!(encode_goodbye(&[outside], goodbye, entry).is_err());
         }
-        assert!(GoodbyeTable::parse(&bytes, 1000, 101).is_err());
-        assert!(GoodbyeTable::parse(&bytes, 170, u64::MAX).is_err());
     }
 }

@@ -1,0 +1,64 @@
+//! `caifs info`, `list-chunks` and `verify-index`: looking at an index.
+
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use tokio::runtime::Runtime;
+
+use super::args::{InfoArgs, ListChunksArgs, VerifyIndexArgs};
+use super::make::report_to;
+use super::output::progress_bar;
+use crate::blob::source::IndexBytes;
+use crate::format::index::Index;
+use crate::pack::inspect::{self, InfoSources};
+use crate::store::location::open_stores;
+
+/// Chunks asked for at the same time.
+const N_CONCURRENT: usize = 10;
+
+pub fn info(args: &InfoArgs) -> Result<()> {
+    let runtime = Runtime::new().context("cannot start")?;
+    let (name, index) = open(&args.index)?;
+    let store = match args.stores.is_empty() {
+        true => None,
+        false => Some(open_stores(&args.stores)?),
+    };
+    let sources = InfoSources {
+        store: store.as_deref(),
+        cache: None,
+        seed_ids: None,
+        chunk_infos: &[],
+        n_concurrent: N_CONCURRENT,
+    };
+    let info = runtime.block_on(inspect::info(&name, &index, sources))?;
+    let text = if args.format == "plain" { info.plain() } else { info.json() };
+    Ok(writeln!(io::stdout(), "{}", text.trim_end())?)
+}
+
+pub fn list_chunks(args: &ListChunksArgs) -> Result<()> {
+    let (name, index) = open(&args.index)?;
+    let mut out = BufWriter::new(io::stdout().lock());
+    // Through an error of our own kind, so that a reader that goes away is told from other failures.
+    for item in index.items() {
+        let item = item.with_context(|| name.clone())?;
+        writeln!(out, "{}", item.id)?;
+    }
+    Ok(out.flush()?)
+}
+
+pub fn verify_index(args: &VerifyIndexArgs) -> Result<()> {
+    let (name, index) = open(&args.index)?;
+    let bar = progress_bar(index.blob_size());
+    let progress = report_to(&bar);
+    inspect::verify_index(&name, &index, &args.file, args.concurrency.unwrap_or(0), Some(&progress))?;
+    bar.finish_and_clear();
+    Ok(())
+}
+
+fn open(path: &Path) -> Result<(String, Index<IndexBytes>)> {
+    let name = path.display().to_string();
+    let bytes = IndexBytes::open(path).with_context(|| name.clone())?;
+    let index = Index::open(bytes).with_context(|| name.clone())?;
+    Ok((name, index))
+}

@@ -1,0 +1,74 @@
+//! `caifs make`, and what it shares with `tar`: how content is cut and where chunks go.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Result, anyhow, bail};
+
+use super::args::{CutFlags, MakeArgs};
+use super::output::progress_bar;
+use crate::chunk::chunker::CutRule;
+use crate::chunk::sizes::parse_kib;
+use crate::pack::make::make;
+use crate::pack::{MakeOptions, Progress};
+use crate::store::WriteStore;
+use crate::store::location::Location;
+
+/// Levels that zstd has.
+const LEVELS: std::ops::RangeInclusive<i32> = -131072..=22;
+
+pub fn run(args: &MakeArgs) -> Result<()> {
+    let n_bytes = args.file.metadata().map_or(0, |metadata| metadata.len());
+    let bar = progress_bar(n_bytes);
+    let mut options = make_options(&args.cut, args.store.as_deref())?;
+    options.progress = Some(report_to(&bar));
+    let stats = make(&args.index, &args.file, &options)?;
+    bar.finish_and_clear();
+    if args.print_stats {
+        writeln!(io::stderr(), "{}", stats.desync_json())?;
+    }
+    Ok(())
+}
+
+/// A progress report that moves a bar.
+pub fn report_to(bar: &indicatif::ProgressBar) -> Progress {
+    let bar = bar.clone();
+    Arc::new(move |n_bytes| bar.set_position(n_bytes))
+}
+
+/// What the flags mean.
+pub fn make_options(cut: &CutFlags, store: Option<&str>) -> Result<MakeOptions> {
+    let rule = match cut.cut_rule.as_str() {
+        "casync" => CutRule::Casync,
+        "desync" => CutRule::Desync,
+        other => bail!("unknown cut rule '{other}' (use casync or desync)"),
+    };
+    if !LEVELS.contains(&cut.level) {
+        bail!("compression level {} is not one of {} to {}", cut.level, LEVELS.start(), LEVELS.end());
+    }
+    let store: Option<Arc<dyn WriteStore>> = match store {
+        Some(text) => Some(Location::parse(text)?.create()?),
+        None => None,
+    };
+    Ok(MakeOptions {
+        sizes: parse_kib(&cut.chunk_size)?,
+        rule,
+        digest: cut.digest.parse().map_err(|error: String| anyhow!(error))?,
+        store,
+        level: cut.level,
+        n_threads: cut.concurrency.unwrap_or(0),
+        ..MakeOptions::default()
+    })
+}
+
+/// Refuses a name whose suffix says something else than what is made.
+pub fn check_suffix(path: &Path, made: &str) -> Result<()> {
+    let suffix = path.extension().and_then(|suffix| suffix.to_str());
+    match suffix {
+        Some(known @ ("catar" | "caidx" | "caibx")) if known != made => {
+            bail!("{}: what is made is a .{made}, not a .{known}", path.display())
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,83 @@
+//! `caifs tar`: a directory as an archive, or as an index and chunks.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+
+use super::args::TarArgs;
+use super::make::{check_suffix, make_options};
+use super::output::progress_bar;
+use crate::chunk::chunker::CutRule;
+use crate::format::catar::FeatureFlags;
+use crate::pack::output::AtomicFile;
+use crate::pack::sink::Sink;
+use crate::pack::tar::{TarOptions, tar};
+
+/// Mode of an archive, before the umask.
+const ARCHIVE_MODE: u32 = 0o666;
+
+pub fn run(args: &TarArgs) -> Result<()> {
+    let mut options = make_options(&args.cut, args.store.as_deref())?;
+    let feature_flags = feature_flags(args, options.rule)?.with_digest(options.digest);
+    let tar_options = TarOptions {
+        feature_flags,
+        one_file_system: args.one_file_system,
+        no_time: args.no_time,
+        ..TarOptions::default()
+    };
+    let bar = progress_bar(0);
+    bar.set_style(indicatif::ProgressStyle::with_template("{bytes} {bytes_per_sec}").unwrap_or_else(|_| bar.style()));
+    if args.index {
+        check_suffix(&args.out, "caidx")?;
+        options.feature_flags = Some(feature_flags.0);
+        options.progress = Some(super::make::report_to(&bar));
+        let mut sink = Sink::new(&options)?;
+        tar(&args.source, &tar_options, &mut sink)?;
+        let stats = if args.out == Path::new("-") {
+            let (index, stats) = sink.finish()?;
+            io::stdout().lock().write_all(&index)?;
+            stats
+        } else {
+            sink.finish_to(&args.out)?
+        };
+        bar.finish_and_clear();
+        if args.print_stats {
+            writeln!(io::stderr(), "{}", stats.desync_json())?;
+        }
+        return Ok(());
+    }
+    check_suffix(&args.out, "catar")?;
+    if args.out == Path::new("-") {
+        let mut out = BufWriter::new(io::stdout().lock());
+        tar(&args.source, &tar_options, &mut out)?;
+        out.flush()?;
+    } else if args.out.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+        let mut out = BufWriter::new(File::options().write(true).open(&args.out).with_context(|| args.out.display().to_string())?);
+        tar(&args.source, &tar_options, &mut out)?;
+        out.flush()?;
+    } else {
+        let mut out = BufWriter::with_capacity(1 << 20, AtomicFile::create(&args.out, ARCHIVE_MODE)?);
+        tar(&args.source, &tar_options, &mut out)?;
+        out.into_inner().map_err(|error| anyhow!("{}: {}", args.out.display(), error.error()))?.commit()?;
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// What to store, as casync's `--with` and `--without` say it: `--with` replaces the default, `--without` takes away.
+fn feature_flags(args: &TarArgs, rule: CutRule) -> Result<FeatureFlags> {
+    let named = |names: &[String]| {
+        names.iter().try_fold(FeatureFlags(0), |flags, name| FeatureFlags::parse(name).map(|more| flags.with(more)))
+    };
+    // Facts of how it is made, and not of what is stored.
+    let how = FeatureFlags::EXCLUDE_NODUMP.with(FeatureFlags::EXCLUDE_FILE);
+    let base = match (args.with.is_empty(), rule) {
+        (true, CutRule::Casync) => FeatureFlags::WITH_MASK,
+        (true, CutRule::Desync) => FeatureFlags::DESYNC,
+        (false, _) => named(&args.with)?,
+    };
+    let submounts = if args.one_file_system { FeatureFlags::EXCLUDE_SUBMOUNTS } else { FeatureFlags(0) };
+    Ok(base.without(named(&args.without)?).with(how).with(submounts).normalised())
+}
