@@ -28,7 +28,7 @@ use crate::digest::Digest;
 use crate::format::index::{self, ChunkSizes, IndexError, IndexHeader};
 use crate::store::{StoreError, WriteStore};
 
-/// Told how many bytes of the content are done so far, from any thread, the same number never twice in a row.
+/// Told how many bytes of the content are done so far, from any thread: a smaller number can come after a larger one.
 pub type Progress = Arc<dyn Fn(u64) + Send + Sync>;
 
 /// How content is made into an index and chunks.
