@@ -55,7 +55,11 @@ impl Model {
         Self { plain, index: index::encode(&header, items.iter().map(|(end, id)| (*end, id))), chunks }
     }
 
-    fn blob(&self, config: CacheConfig, script: impl Fn(ChunkId, u64) -> Fault + Send + Sync + 'static) -> (Blob, Arc<FaultStore>) {
+    fn blob(
+        &self,
+        config: CacheConfig,
+        script: impl Fn(ChunkId, u64) -> Fault + Send + Sync + 'static,
+    ) -> (Blob, Arc<FaultStore>) {
         let store = Arc::new(FaultStore::new("faulty", script));
         for (id, bytes) in &self.chunks {
             store.insert(*id, bytes);

@@ -13,12 +13,12 @@ use nix::sys::stat::{Mode, SFlag, mknod};
 
 use crate::support::blob::{Xorshift, noise};
 use crate::support::corner::Corner;
+use crate::support::is_root;
 use crate::support::listing::tree_listing;
 use crate::support::mounted::{Mounted, is_mountpoint};
 use crate::support::peers::missing;
 use crate::support::run::{caifs, run};
 use crate::support::scratch::Scratch;
-use crate::support::is_root;
 
 /// Whether real mounts are possible; says so once when not.
 fn can_mount() -> bool {
@@ -169,19 +169,21 @@ fn every_change_is_refused_with_erofs() {
         ("mknod", nix(mknod(&new, SFlag::S_IFIFO, Mode::S_IRWXU, 0))),
         ("setxattr", xattr::set(&file, "user.x", b"1")),
         ("removexattr", xattr::remove(&file, "user.x")),
-        ("utimes", nix(nix::sys::stat::utimes(&file, &nix::sys::time::TimeVal::new(1, 0), &nix::sys::time::TimeVal::new(1, 0)))),
+        (
+            "utimes",
+            nix(nix::sys::stat::utimes(
+                &file,
+                &nix::sys::time::TimeVal::new(1, 0),
+                &nix::sys::time::TimeVal::new(1, 0),
+            )),
+        ),
     ];
     for (what, outcome) in outcomes {
         assert_eq!(outcome.unwrap_err().raw_os_error(), Some(libc::EROFS), "{what}");
     }
     // Remounted read-write, the kernel asks us, and we refuse too.
-    let remounted = nix::mount::mount(
-        None::<&str>,
-        &mountpoint,
-        None::<&str>,
-        nix::mount::MsFlags::MS_REMOUNT,
-        None::<&str>,
-    );
+    let remounted =
+        nix::mount::mount(None::<&str>, &mountpoint, None::<&str>, nix::mount::MsFlags::MS_REMOUNT, None::<&str>);
     if remounted.is_ok() {
         assert_eq!(fs::create_dir(&new).unwrap_err().raw_os_error(), Some(libc::EROFS));
         assert_eq!(fs::remove_file(&file).unwrap_err().raw_os_error(), Some(libc::EROFS));

@@ -47,7 +47,8 @@ impl ChunkedBlob {
     /// A blob over an index whose chunks come from `cache`. `name` is what messages call the index; `reply_bytes` bounds the
     /// buffers of reads that span chunks.
     pub fn new(index: Index<IndexBytes>, name: &str, cache: Cache, reply_bytes: u64) -> Self {
-        let n_reply_permits = u32::try_from(reply_bytes / PERMIT_BYTES as u64).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
+        let n_reply_permits =
+            u32::try_from(reply_bytes / PERMIT_BYTES as u64).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
         let shared = Shared {
             digest: index.header().digest(),
             index,
@@ -87,8 +88,10 @@ impl ChunkedBlob {
             };
             return Ok(chunk.plain().slice(piece.range.clone()));
         }
-        let n_permits = u32::try_from(n_bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX).clamp(1, shared.n_reply_permits);
-        let permit = Arc::clone(&shared.replies).acquire_many_owned(n_permits).await.map_err(|_| BlobError::Abandoned)?;
+        let n_permits =
+            u32::try_from(n_bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX).clamp(1, shared.n_reply_permits);
+        let permit =
+            Arc::clone(&shared.replies).acquire_many_owned(n_permits).await.map_err(|_| BlobError::Abandoned)?;
         let mut starts = Vec::with_capacity(pieces.len());
         let mut n_placed = 0;
         for piece in &pieces {
@@ -96,7 +99,8 @@ impl ChunkedBlob {
             n_placed += piece.range.len();
         }
         let wants: Vec<Want> = pieces.iter().map(|piece| piece.want).collect();
-        let mut reply = Reply { bytes: shared.spare.take(n_bytes), n_bytes, shared: Arc::clone(shared), _permit: permit };
+        let mut reply =
+            Reply { bytes: shared.spare.take(n_bytes), n_bytes, shared: Arc::clone(shared), _permit: permit };
         let copy = |piece_idx: usize, chunk: Chunk| {
             let range = &pieces[piece_idx].range;
             reply.bytes[starts[piece_idx]..][..range.len()].copy_from_slice(&chunk.plain()[range.clone()]);

@@ -56,12 +56,14 @@ impl FileBlob {
         }
         let shared = Arc::clone(&self.shared);
         let read = tokio::task::spawn_blocking(move || {
-            shared.file.read_exact_at(&mut bytes, offset).map(|()| Bytes::from(bytes)).map_err(|error| BlobError::File {
-                path: shared.path.clone(),
-                reason: match error.kind() {
-                    io::ErrorKind::UnexpectedEof => "it became shorter while in use".to_owned(),
-                    _ => error.to_string(),
-                },
+            shared.file.read_exact_at(&mut bytes, offset).map(|()| Bytes::from(bytes)).map_err(|error| {
+                BlobError::File {
+                    path: shared.path.clone(),
+                    reason: match error.kind() {
+                        io::ErrorKind::UnexpectedEof => "it became shorter while in use".to_owned(),
+                        _ => error.to_string(),
+                    },
+                }
             })
         });
         read.await.unwrap_or(Err(BlobError::Abandoned))

@@ -135,7 +135,8 @@ impl Cache {
     /// An empty cache over a store.
     pub fn new(store: Arc<dyn Store>, config: CacheConfig, report: Arc<Report>) -> Self {
         let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let n_budget_permits = u32::try_from(config.inflight_bytes / PERMIT_BYTES).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
+        let n_budget_permits =
+            u32::try_from(config.inflight_bytes / PERMIT_BYTES).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
         let shared = Shared {
             store,
             memory: MemoryTier::new(config.memory_bytes),
@@ -170,7 +171,8 @@ impl Cache {
     ) -> Result<(), GetError> {
         let mut leaders = Vec::new();
         let mut followers = FuturesUnordered::new();
-        let mut hand_over = |want_idx: usize, chunk| checked(&wants[want_idx], chunk).map(|chunk| take(want_idx, chunk));
+        let mut hand_over =
+            |want_idx: usize, chunk| checked(&wants[want_idx], chunk).map(|chunk| take(want_idx, chunk));
         // A failure is kept until the fetches have been started: others may already follow them.
         let mut failure = Ok(());
         for (want_idx, want) in wants.iter().enumerate() {

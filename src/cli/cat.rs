@@ -26,7 +26,9 @@ pub fn run(args: &CatArgs) -> Result<()> {
             match node.content {
                 Content::File { offset, size } => (tree.blob().clone(), Span { offset, n_bytes: size }),
                 Content::Directory { .. } => bail!("{}: it is a directory (list it with ls)", name()),
-                Content::Symlink(_) | Content::Device { .. } | Content::Nothing => bail!("{}: not a regular file", name()),
+                Content::Symlink(_) | Content::Device { .. } | Content::Nothing => {
+                    bail!("{}: not a regular file", name())
+                }
             }
         }
     };

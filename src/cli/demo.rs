@@ -53,7 +53,11 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     if content != fs::read(source.join(&shown))? {
         bail!("the content of {} differs from its source", shown.display());
     }
-    say(&format!("  The same {} bytes as in the source; {} of {chunks} chunks fetched.\n", content.len(), demo.fetched()?))?;
+    say(&format!(
+        "  The same {} bytes as in the source; {} of {chunks} chunks fetched.\n",
+        content.len(),
+        demo.fetched()?
+    ))?;
 
     say("Unmounting:")?;
     demo.caifs(&["umount", "mnt"], None)?;
@@ -103,7 +107,9 @@ impl Demo {
     /// Chunks the mount has fetched so far, by its own count.
     fn fetched(&self) -> Result<String> {
         let value = xattr::get(self.mountpoint(), "user.caifs.fetches")?;
-        value.map(|value| String::from_utf8_lossy(&value).into_owned()).context("the mount does not tell what it fetched")
+        value
+            .map(|value| String::from_utf8_lossy(&value).into_owned())
+            .context("the mount does not tell what it fetched")
     }
 }
 
@@ -128,7 +134,9 @@ fn first_text(dir: &Path) -> Option<PathBuf> {
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {
         let (path, kind) = (entry.path(), entry.file_type().ok()?);
-        if kind.is_file() && fs::read(&path).is_ok_and(|content| !content.is_empty() && std::str::from_utf8(&content).is_ok()) {
+        if kind.is_file()
+            && fs::read(&path).is_ok_and(|content| !content.is_empty() && std::str::from_utf8(&content).is_ok())
+        {
             return Some(path);
         }
         if kind.is_dir()

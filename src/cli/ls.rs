@@ -83,7 +83,8 @@ impl<W: Write> List<'_, W> {
             let children = self.runtime.block_on(self.tree.list(&level.node, from_idx))?;
             level.next_idx = children.next_idx;
             let named = children.as_slice().iter().rev();
-            level.waiting = named.map(|child| ([&level.prefix, child.name.as_ref()].concat(), Arc::clone(&child.node))).collect();
+            level.waiting =
+                named.map(|child| ([&level.prefix, child.name.as_ref()].concat(), Arc::clone(&child.node))).collect();
         }
         Ok(())
     }

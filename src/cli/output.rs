@@ -113,9 +113,11 @@ mod tests {
 
     #[test]
     fn a_terminal_sees_no_control_bytes() {
-        for (name, shown) in
-            [(&b"plain \xc3\xa9"[..], &b"plain \xc3\xa9"[..]), (b"a\nb\x1b[1m", b"a\\nb\\u{1b}[1m"), (b"\xff\xfe", b"\\xff\\xfe")]
-        {
+        for (name, shown) in [
+            (&b"plain \xc3\xa9"[..], &b"plain \xc3\xa9"[..]),
+            (b"a\nb\x1b[1m", b"a\\nb\\u{1b}[1m"),
+            (b"\xff\xfe", b"\\xff\\xfe"),
+        ] {
             assert_eq!(printable(name, true).as_ref(), shown);
             assert_eq!(printable(name, false).as_ref(), name);
         }

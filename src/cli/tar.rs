@@ -54,7 +54,9 @@ pub fn run(args: &TarArgs) -> Result<()> {
         tar(&args.source, &tar_options, &mut out)?;
         out.flush()?;
     } else if args.out.metadata().is_ok_and(|metadata| !metadata.is_file()) {
-        let mut out = BufWriter::new(File::options().write(true).open(&args.out).with_context(|| args.out.display().to_string())?);
+        let mut out = BufWriter::new(
+            File::options().write(true).open(&args.out).with_context(|| args.out.display().to_string())?,
+        );
         tar(&args.source, &tar_options, &mut out)?;
         out.flush()?;
     } else {

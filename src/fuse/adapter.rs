@@ -130,10 +130,17 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let report = Arc::clone(&self.report);
-        ask!(self, "read", ino.0, reply, |volume| volume.read(ino.0, offset, size), move |reply: ReplyData, content| {
-            report.read_bytes.add(content.len() as u64);
-            reply.data(&content);
-        });
+        ask!(
+            self,
+            "read",
+            ino.0,
+            reply,
+            |volume| volume.read(ino.0, offset, size),
+            move |reply: ReplyData, content| {
+                report.read_bytes.add(content.len() as u64);
+                reply.data(&content);
+            }
+        );
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
@@ -216,12 +223,19 @@ impl Filesystem for Adapter {
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let name = name.as_bytes().to_vec();
-        ask!(self, "getxattr", ino.0, reply, |volume| volume.getxattr(ino.0, &name), move |reply: ReplyXattr, value| {
-            match value {
-                Some(value) => send_xattr(reply, size, &value),
-                None => reply.error(Errno::ENODATA),
+        ask!(
+            self,
+            "getxattr",
+            ino.0,
+            reply,
+            |volume| volume.getxattr(ino.0, &name),
+            move |reply: ReplyXattr, value| {
+                match value {
+                    Some(value) => send_xattr(reply, size, &value),
+                    None => reply.error(Errno::ENODATA),
+                }
             }
-        });
+        );
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
@@ -262,15 +276,7 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
-    fn lseek(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _offset: i64,
-        _whence: i32,
-        reply: ReplyLseek,
-    ) {
+    fn lseek(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _offset: i64, _whence: i32, reply: ReplyLseek) {
         // The kernel then answers by itself: a file is data up to its end. No holes are recorded in these formats.
         reply.error(Errno::ENOSYS);
     }
@@ -311,15 +317,7 @@ impl Filesystem for Adapter {
         reply.error(Errno::EROFS);
     }
 
-    fn mkdir(
-        &self,
-        _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _mode: u32,
-        _umask: u32,
-        reply: ReplyEntry,
-    ) {
+    fn mkdir(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, _mode: u32, _umask: u32, reply: ReplyEntry) {
         reply.error(Errno::EROFS);
     }
 

@@ -102,7 +102,10 @@ fn finish<T, R: Refuse>(report: &Report, asked: Asked, outcome: Caught<T>, reply
         Ok(Err(error)) => error,
         Err(_) => {
             report.n_panics.add(1);
-            VolumeError::io(EioSite::Panic, "a panic was caught; please report it with the lines logged before this one")
+            VolumeError::io(
+                EioSite::Panic,
+                "a panic was caught; please report it with the lines logged before this one",
+            )
         }
     };
     error.count(report);

@@ -68,7 +68,8 @@ pub fn prepare(mountpoint: &Path) -> Result<PathBuf, MountError> {
     let fail = |error: io::Error| MountError::Failed(format!("mountpoint {}: {}", mountpoint.display(), words(&error)));
     // A dead mount cannot even be looked at, so its path is found without looking at its last component.
     let absolute = without_symlinks_above(mountpoint).map_err(fail)?;
-    let is_dead = |path: &Path| matches!(fs::metadata(path), Err(error) if error.raw_os_error() == Some(libc::ENOTCONN));
+    let is_dead =
+        |path: &Path| matches!(fs::metadata(path), Err(error) if error.raw_os_error() == Some(libc::ENOTCONN));
     while is_dead(&absolute) {
         match table::at(&absolute).map_err(fail)? {
             Some(entry) if entry.is_ours() => unmount_path(&absolute, How::Lazy)?,
@@ -114,7 +115,8 @@ pub fn attach(attachment: &Attachment) -> Result<(Attached, OwnedFd), MountError
 }
 
 fn attach_directly(attachment: &Attachment, device: &File) -> nix::Result<()> {
-    let root = fs::metadata(&attachment.mountpoint).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    let root = fs::metadata(&attachment.mountpoint)
+        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
     let mut data = format!(
         "fd={},rootmode={:o},user_id={},group_id={},default_permissions",
         device.as_raw_fd(),
@@ -126,7 +128,13 @@ fn attach_directly(attachment: &Attachment, device: &File) -> nix::Result<()> {
         data.push_str(",allow_other");
     }
     // The source is an argument of its own here, so nothing in it can be taken for an option.
-    mount(Some(attachment.source.as_str()), &attachment.mountpoint, Some(FS_TYPE), attachment.flags, Some(data.as_str()))
+    mount(
+        Some(attachment.source.as_str()),
+        &attachment.mountpoint,
+        Some(FS_TYPE),
+        attachment.flags,
+        Some(data.as_str()),
+    )
 }
 
 /// Lets fusermount3, which is set-uid root, mount for us and pass the descriptor back (`_FUSE_COMMFD`).
@@ -176,7 +184,8 @@ fn helper_options(attachment: &Attachment) -> String {
 fn find_helper() -> Result<PathBuf, MountError> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&path).chain(HELPER_DIRS.map(PathBuf::from)).collect::<Vec<_>>();
-    let candidates = ["fusermount3", "fusermount"].into_iter().flat_map(|name| dirs.iter().map(move |dir| dir.join(name)));
+    let candidates =
+        ["fusermount3", "fusermount"].into_iter().flat_map(|name| dirs.iter().map(move |dir| dir.join(name)));
     candidates.into_iter().find(|path| path.is_file()).ok_or_else(|| {
         MountError::Failed("mounting needs root, or fusermount3 (on Debian: apt install fuse3)".to_owned())
     })
@@ -203,7 +212,8 @@ impl Attached {
     /// The system refuses.
     pub fn detach(&self) -> Result<bool, MountError> {
         let now = table::at(&self.mountpoint).ok().flatten();
-        let is_this = matches!((&now, &self.entry), (Some(now), Some(entry)) if now.id == entry.id && now.device == entry.device);
+        let is_this =
+            matches!((&now, &self.entry), (Some(now), Some(entry)) if now.id == entry.id && now.device == entry.device);
         if !is_this {
             return Ok(false);
         }

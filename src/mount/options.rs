@@ -40,12 +40,7 @@ pub const OPTIONS: &[OptionSpec] = &[
         help: "store of chunks; may be given several times, asked in this order",
         key: Key::Store,
     },
-    OptionSpec {
-        name: "memory",
-        value: "SIZE",
-        help: "memory for chunks, buffers and directories",
-        key: Key::Memory,
-    },
+    OptionSpec { name: "memory", value: "SIZE", help: "memory for chunks, buffers and directories", key: Key::Memory },
     OptionSpec {
         name: "io-timeout",
         value: "TIME",
@@ -76,9 +71,38 @@ const VFS_FLAGS: &[(&str, MsFlags, bool)] = &[
 /// Options that mount(8), fstab, systemd and mount.fuse have for themselves. A read-only file system has nothing to do for
 /// `rw` either: mount(8) passes it always, so that it cannot be told from one that was asked for.
 const IGNORED: &[&str] = &[
-    "rw", "ro", "defaults", "auto", "noauto", "nofail", "user", "nouser", "users", "nousers", "owner", "group", "uhelper",
-    "helper", "_netdev", "comment", "sync", "async", "dirsync", "lazytime", "nolazytime", "iversion", "noiversion", "mand",
-    "nomand", "silent", "loud", "norelatime", "nostrictatime", "symfollow", "default-permissions", "nonempty",
+    "rw",
+    "ro",
+    "defaults",
+    "auto",
+    "noauto",
+    "nofail",
+    "user",
+    "nouser",
+    "users",
+    "nousers",
+    "owner",
+    "group",
+    "uhelper",
+    "helper",
+    "_netdev",
+    "comment",
+    "sync",
+    "async",
+    "dirsync",
+    "lazytime",
+    "nolazytime",
+    "iversion",
+    "noiversion",
+    "mand",
+    "nomand",
+    "silent",
+    "loud",
+    "norelatime",
+    "nostrictatime",
+    "symfollow",
+    "default-permissions",
+    "nonempty",
 ];
 
 /// What the options of a mount mean together.
@@ -251,7 +275,8 @@ mod tests {
 
     #[test]
     fn both_quotings_and_both_spellings() {
-        let options = parsed(r#"rw,store=/a,"store=/b,c",store=/d\,e,memory=1G,io_timeout=500ms,allow_other,uid=7"#).unwrap();
+        let options =
+            parsed(r#"rw,store=/a,"store=/b,c",store=/d\,e,memory=1G,io_timeout=500ms,allow_other,uid=7"#).unwrap();
         let config = options.config;
         assert_eq!(config.stores, ["/a", "/b,c", "/d,e"]);
         assert_eq!((config.memory_bytes, config.io_timeout), (1 << 30, Duration::from_millis(500)));
@@ -260,9 +285,12 @@ mod tests {
 
     #[test]
     fn what_mount_passes_on_is_no_error() {
-        let line = "ro,nosuid,nodev,noexec,_netdev,nofail,user,users,x-systemd.automount,X-foo=1,comment=hi,defaults,noauto,";
+        let line =
+            "ro,nosuid,nodev,noexec,_netdev,nofail,user,users,x-systemd.automount,X-foo=1,comment=hi,defaults,noauto,";
         let options = parsed(line).unwrap();
-        assert!(options.flags.contains(MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC));
+        assert!(
+            options.flags.contains(MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC)
+        );
         assert_eq!(options.config, MountConfig::default());
         let options = parsed("suid,dev,noatime").unwrap();
         assert_eq!(options.flags, MsFlags::MS_RDONLY | MsFlags::MS_NOATIME);
@@ -287,7 +315,9 @@ mod tests {
 
     #[test]
     fn sizes_and_times() {
-        for (text, n_bytes) in [("0", 0), ("512", 512), ("64k", 65536), ("1M", 1 << 20), ("2GiB", 2 << 30), ("1TB", 1 << 40)] {
+        for (text, n_bytes) in
+            [("0", 0), ("512", 512), ("64k", 65536), ("1M", 1 << 20), ("2GiB", 2 << 30), ("1TB", 1 << 40)]
+        {
             assert_eq!(parse_size(text), Ok(n_bytes));
         }
         for text in ["", "M", "1.5M", "-1", "1MM", "99999999999999T"] {

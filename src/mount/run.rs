@@ -36,7 +36,11 @@ pub struct MountRequest {
 
 impl MountRequest {
     fn fail(&self, why: impl std::fmt::Display) -> MountError {
-        MountError::Failed(format!("cannot mount {} on {}: {why}", without_password(&self.spec), self.mountpoint.display()))
+        MountError::Failed(format!(
+            "cannot mount {} on {}: {why}",
+            without_password(&self.spec),
+            self.mountpoint.display()
+        ))
     }
 }
 
@@ -104,7 +108,8 @@ struct Mount {
 fn start(request: &MountRequest) -> Result<Mount, MountError> {
     let fail = |why: &dyn std::fmt::Display| request.fail(why);
     // Before anything is mounted, so that no signal in between can leave the mount behind.
-    let signals = sys::catch_signals(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]).map_err(|error| fail(&words(&error)))?;
+    let signals =
+        sys::catch_signals(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]).map_err(|error| fail(&words(&error)))?;
     let runtime = Runtime::new().map_err(|error| fail(&words(&error)))?;
     let report = Arc::new(Report::default());
     let config = &request.options.config;

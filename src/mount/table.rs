@@ -72,7 +72,8 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut rest = field;
     while let Some((&byte, tail)) = rest.split_first() {
         rest = tail;
-        let octal = tail.get(..3).filter(|digits| byte == b'\\' && digits.iter().all(|digit| (b'0'..=b'7').contains(digit)));
+        let octal =
+            tail.get(..3).filter(|digits| byte == b'\\' && digits.iter().all(|digit| (b'0'..=b'7').contains(digit)));
         match octal {
             Some(digits) => {
                 let value = digits.iter().fold(0u32, |value, digit| value * 8 + u32::from(digit - b'0'));
@@ -101,7 +102,10 @@ nonsense
         assert_eq!((entries[0].id, entries[0].mountpoint.to_str().unwrap()), (36, "/mnt 2"));
         assert!(!entries[0].is_ours() && entries[1].is_ours());
         assert_eq!(entries[1].mountpoint.to_str().unwrap(), "/m/\\odd\tname");
-        assert_eq!((entries[1].device.as_str(), entries[1].source.to_str().unwrap()), ("0:52", "https://u@h/a,b c.caibx"));
+        assert_eq!(
+            (entries[1].device.as_str(), entries[1].source.to_str().unwrap()),
+            ("0:52", "https://u@h/a,b c.caibx")
+        );
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod inspect;
 pub mod make;
 pub mod output;
 pub mod sink;
+pub mod tar;
 
 mod cutter;
 mod ingest;

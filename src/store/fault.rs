@@ -50,12 +50,7 @@ pub struct FaultStore {
 impl FaultStore {
     /// An empty store; the script is given the id and how many fetches there were before.
     pub fn new(name: &str, script: impl Fn(ChunkId, u64) -> Fault + Send + Sync + 'static) -> Self {
-        Self {
-            name: name.to_owned(),
-            chunks: Mutex::default(),
-            script: Box::new(script),
-            n_fetches: AtomicU64::new(0),
-        }
+        Self { name: name.to_owned(), chunks: Mutex::default(), script: Box::new(script), n_fetches: AtomicU64::new(0) }
     }
 
     /// Keeps some plain bytes under an id, right or wrong.

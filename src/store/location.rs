@@ -26,9 +26,8 @@ impl Location {
     /// # Errors
     /// The location names a scheme that is not supported, or is empty.
     pub fn parse(text: &str) -> Result<Self, StoreError> {
-        let refuse = |reason: String| {
-            Err(StoreError { store: without_password(text), object: "location".to_owned(), reason })
-        };
+        let refuse =
+            |reason: String| Err(StoreError { store: without_password(text), object: "location".to_owned(), reason });
         if text.is_empty() {
             return refuse("a store location cannot be empty".to_owned());
         }
@@ -129,7 +128,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_reached_is_named_without_its_password() {
-        for (text, scheme) in [("https://u:secret@h/store", "https"), ("s3+http://h/b?lookup=path", "s3+http"), ("ssh://h/x", "ssh")]
+        for (text, scheme) in
+            [("https://u:secret@h/store", "https"), ("s3+http://h/b?lookup=path", "s3+http"), ("ssh://h/x", "ssh")]
         {
             let message = Location::parse(text).expect_err(text).to_string();
             assert!(message.contains(&format!("{scheme}://")) && !message.contains("secret"), "{message}");

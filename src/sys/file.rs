@@ -19,8 +19,7 @@ pub fn receive_fd(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
     let mut byte = [0u8; 1];
     let mut iov = [IoSliceMut::new(&mut byte)];
     let mut control = cmsg_space!([std::os::fd::RawFd; MAX_FDS_PER_MESSAGE]);
-    let message =
-        recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let mut received = None;
     for control_message in message.cmsgs()? {
         let ControlMessageOwned::ScmRights(fds) = control_message else { continue };

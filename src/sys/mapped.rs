@@ -176,7 +176,8 @@ impl Registry {
 
     /// What to replace by zeros when `address` faulted: a range of whole pages; `None` when the address is not ours.
     fn repair(&self, address: usize, page_size: usize) -> Option<Range<usize>> {
-        let (slot, range) = self.0.iter().find_map(|slot| Some((slot, slot.range()?)).filter(|(_, r)| r.contains(&address)))?;
+        let (slot, range) =
+            self.0.iter().find_map(|slot| Some((slot, slot.range()?)).filter(|(_, r)| r.contains(&address)))?;
         let page = address & !(page_size - 1);
         let single = slot.n_repaired.fetch_add(1, Ordering::Relaxed) < MAX_SINGLE_PAGES;
         Some(page..if single { page + page_size } else { range.end })
@@ -254,7 +255,9 @@ extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, _conte
 
 fn put_zeros(address: usize) -> bool {
     let Some(range) = REGISTRY.repair(address, page_size()) else { return false };
-    let (Some(start), Some(len)) = (NonZeroUsize::new(range.start), NonZeroUsize::new(range.len())) else { return false };
+    let (Some(start), Some(len)) = (NonZeroUsize::new(range.start), NonZeroUsize::new(range.len())) else {
+        return false;
+    };
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
     // SAFETY: the pages belong to a registered mapping, whose owner is reading them right now and so cannot have dropped
     // it; zeros replace pages that cannot be read anyway.

@@ -47,7 +47,8 @@ impl TableSpan {
 
     /// Reads the tail of the directory whose node ends at `end`.
     pub(super) async fn read(blob: &Blob, end: u64) -> Result<Self, TreeError> {
-        let damaged = |error: CatarError| TreeError::Damaged(format!("{error}, in the directory that ends at offset {end}"));
+        let damaged =
+            |error: CatarError| TreeError::Damaged(format!("{error}, in the directory that ends at offset {end}"));
         let tail_offset = end.saturating_sub(Tail::BYTES as u64);
         let tail = read_array(blob, tail_offset).await?;
         let tail = Tail::parse(&tail).map_err(damaged)?;
@@ -65,9 +66,11 @@ async fn read_array<const N: usize>(blob: &Blob, offset: u64) -> Result<[u8; N],
 impl Dir {
     /// Reads a whole table.
     pub(super) async fn load(blob: &Blob, node: Arc<Node>, span: TableSpan) -> Result<Self, TreeError> {
-        let n_bytes = usize::try_from(span.n_bytes).map_err(|_| TreeError::Damaged("a goodbye table is too large".to_owned()))?;
+        let n_bytes =
+            usize::try_from(span.n_bytes).map_err(|_| TreeError::Damaged("a goodbye table is too large".to_owned()))?;
         let bytes = blob.read_at(span.goodbye_offset, n_bytes).await?;
-        let table = GoodbyeTable::parse(&bytes, span.goodbye_offset, span.entry_offset).map_err(|error| span.damaged(error))?;
+        let table =
+            GoodbyeTable::parse(&bytes, span.goodbye_offset, span.entry_offset).map_err(|error| span.damaged(error))?;
         let items = table.into_items_by_offset();
         if items.windows(2).any(|pair| pair[0].end > pair[1].filename_offset) {
             let offset = span.goodbye_offset;
@@ -81,7 +84,10 @@ impl Dir {
     /// The children whose names have this hash.
     pub(super) fn candidates(&self, hash: u64) -> impl Iterator<Item = &Item> {
         let first = self.by_hash.partition_point(|item_idx| self.items[*item_idx as usize].hash < hash);
-        self.by_hash[first..].iter().map(|item_idx| &self.items[*item_idx as usize]).take_while(move |item| item.hash == hash)
+        self.by_hash[first..]
+            .iter()
+            .map(|item_idx| &self.items[*item_idx as usize])
+            .take_while(move |item| item.hash == hash)
     }
 
     /// The child whose node contains an offset.
@@ -105,7 +111,10 @@ pub(super) async fn search_in_place(blob: &Blob, span: TableSpan, hash: u64) -> 
         if descent.visit(item_idx, item.hash) {
             found.push(item);
             if found.len() > MAX_CANDIDATES {
-                return Err(TreeError::Damaged(format!("too many equal hashes in the table at {}", span.goodbye_offset)));
+                return Err(TreeError::Damaged(format!(
+                    "too many equal hashes in the table at {}",
+                    span.goodbye_offset
+                )));
             }
         }
     }

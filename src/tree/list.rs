@@ -93,7 +93,8 @@ impl Tree {
             n_done += n_pinned;
         }
         let window = Arc::new(window);
-        let n_bytes = window.iter().map(|child| size_of::<Child>() + child.name.len() + child.node.weight_bytes()).sum();
+        let n_bytes =
+            window.iter().map(|child| size_of::<Child>() + child.name.len() + child.node.weight_bytes()).sum();
         self.listings.put((dir.node.entry_offset, window_idx), Arc::clone(&window), n_bytes);
         Ok(window)
     }

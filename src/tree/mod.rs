@@ -89,7 +89,9 @@ impl Tree {
             let span = TableSpan::read(&blob, size).await?;
             if span.entry_offset != 0 {
                 let found = span.entry_offset;
-                return Err(TreeError::Damaged(format!("its last directory begins at offset {found}, not at the start")));
+                return Err(TreeError::Damaged(format!(
+                    "its last directory begins at offset {found}, not at the start"
+                )));
             }
         }
         let root = Arc::new(Node::new(&parsed, 0, 0, size)?);
@@ -208,7 +210,8 @@ impl Tree {
         if n_bytes == 0 {
             return Ok(Bytes::new());
         }
-        let start = payload.checked_add(offset).ok_or_else(|| TreeError::Damaged("a file ends past the archive".to_owned()))?;
+        let start =
+            payload.checked_add(offset).ok_or_else(|| TreeError::Damaged("a file ends past the archive".to_owned()))?;
         Ok(self.blob.read_at(start, n_bytes as usize).await?)
     }
 

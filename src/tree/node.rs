@@ -3,8 +3,8 @@
 use bytes::Bytes;
 
 use super::TreeError;
-use crate::format::catar::flags::to_fs_flags;
 use crate::format::catar;
+use crate::format::catar::flags::to_fs_flags;
 
 /// Inode number of the root. Its ENTRY lies at offset 0, which the kernel does not take for a number.
 pub const ROOT_INO: u64 = 1;
@@ -72,7 +72,12 @@ pub(super) fn entry_offset_of(ino: u64) -> u64 {
 
 impl Node {
     /// Takes over a parsed node whose ENTRY lies at `entry_offset` and whose last byte, for a directory, comes before `end`.
-    pub(super) fn new(parsed: &catar::Node, entry_offset: u64, parent_offset: u64, end: u64) -> Result<Self, TreeError> {
+    pub(super) fn new(
+        parsed: &catar::Node,
+        entry_offset: u64,
+        parent_offset: u64,
+        end: u64,
+    ) -> Result<Self, TreeError> {
         let damaged = |what: &str| TreeError::Damaged(format!("{what} of the entry at offset {entry_offset}"));
         let id = |id: u64, what| u32::try_from(id).map_err(|_| damaged(what));
         let content = match &parsed.content {
@@ -86,11 +91,8 @@ impl Node {
             catar::Content::Directory { .. } => Content::Directory { end },
             catar::Content::None => Content::Nothing,
         };
-        let xattrs = parsed
-            .shown_xattrs()
-            .into_iter()
-            .map(|(name, value)| (Bytes::from(name), Bytes::from(value)))
-            .collect();
+        let xattrs =
+            parsed.shown_xattrs().into_iter().map(|(name, value)| (Bytes::from(name), Bytes::from(value))).collect();
         Ok(Self {
             entry_offset,
             parent_offset,

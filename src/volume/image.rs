@@ -73,7 +73,9 @@ impl Shared {
         let is_image = self.attr(ino)?.kind == FileKind::Regular;
         let value = match own_xattr(name) {
             Some(b"index") => Some(self.config.source.clone()),
-            Some(b"chunks") if is_image => self.blob.n_chunks(0, self.blob.size())?.map(|n_chunks| n_chunks.to_string()),
+            Some(b"chunks") if is_image => {
+                self.blob.n_chunks(0, self.blob.size())?.map(|n_chunks| n_chunks.to_string())
+            }
             Some(b"fetches") if ino == ROOT_INO => Some(self.report.n_fetches.get().to_string()),
             _ => None,
         };

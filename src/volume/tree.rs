@@ -160,7 +160,10 @@ impl Shared {
             Content::Directory { .. } | Content::Nothing => (0, 0),
         };
         let nlink = match node.is_directory() {
-            true => self.tree.n_subdirectories_if_known(node).map_or(1, |n| u32::try_from(n).map_or(1, |n| n.saturating_add(2))),
+            true => self
+                .tree
+                .n_subdirectories_if_known(node)
+                .map_or(1, |n| u32::try_from(n).map_or(1, |n| n.saturating_add(2))),
             false => 1,
         };
         Attr {
