@@ -1,21 +1,76 @@
 //! caifs mounts casync and desync artefacts lazily and read-only over FUSE, and makes them.
 //!
-//! (The code map is written when the rooms stand.)
+//! # What there is
+//!
+//! An index (`.caibx` of a blob, `.caidx` of a directory archive) lists chunks by the hash of their bytes; a store has the
+//! chunks. A mount serves the blob or the archive's tree by fetching only the chunks that a read touches.
+//!
+//! ```text
+//!  cli                    verbs and flags; the only room that names clap
+//!   ├─ pack               making: cut, hash, compress, store; archive of a directory; looking at indexes
+//!   └─ mount              the mount as a service: options, mount table, daemon, signals
+//!       └─ fuse           requests of the kernel; the only room that names fuser
+//!           └─ volume     the filesystem without FUSE, errors with their errno
+//!               ├─ tree   a directory tree over an archive, by random access
+//!               └─ blob   a byte range over an index: concurrent chunks, one copy at the most
+//!                   └─ cache     chunk id → verified bytes: memory, in flight, store; the only way up
+//!                       └─ store     where chunks come from: location, directory, several in order
+//!                           └─ chunk     cut rule, stored forms, and bytes that proved to be what their id says
+//!                               └─ format    index and archive: bytes ↔ types
+//!                                   └─ digest    the only place that hashes chunk content
+//!  config, report         resolved settings; counters
+//!  sys                    system calls that no safe crate wraps: the only room with unsafe code
+//! ```
+//!
+//! Imports go down this picture only; `tests/layering.rs` reads the sources and checks it.
+//!
+//! # How a read goes
+//!
+//! The kernel's READ reaches `fuse::adapter`, which makes the future of `volume.read` and polls it once on the spot. If all
+//! chunks are in memory, that poll gives the bytes and the reply is sent from the same thread. Otherwise future and reply move into a
+//! task: `tree` finds the file's range in the archive, `blob` the chunks of the range, `cache` fetches those that are
+//! neither in memory nor in flight, in small batches side by side, decoded and verified on blocking threads.
+//!
+//! # Invariants
+//!
+//! 1. `format` never panics and never allocates more than its input warrants. Untrusted sizes are bounded by named constants.
+//! 2. Bytes leave `cache` only as a [`chunk::Chunk`], which only hashing can make. Wrong bytes are never served: a read gives the
+//!    right bytes or an error.
+//! 3. Every fetch has a deadline, and no request of the kernel stays unanswered past its own. `statfs` never touches a store.
+//! 4. A thread that takes requests never waits for anything but the next request.
+//! 5. One memory budget covers the chunks kept, those in flight, replies being put together and parsed directories. Resident
+//!    memory does not grow with the size of what is mounted.
+//! 6. Nothing above `store` knows what a URL is. Nothing below `cli` knows clap, argv or the environment.
+//! 7. Writing is atomic: a temporary file and a rename. A killed process leaves no torn chunk or index.
+//! 8. An inode number is a place in the archive: the same on every mount, and enough to find the file again.
+//! 9. What we mounted is unmounted by us, and nothing else is.
+
+pub mod digest;
+
+pub mod format;
+
+pub mod chunk;
+
+pub mod store;
+
+pub mod cache;
 
 pub mod blob;
-pub mod cache;
-pub mod chunk;
-#[doc(hidden)]
-pub mod cli;
-pub mod config;
-pub mod digest;
-pub mod format;
+
+pub mod tree;
+
+pub mod volume;
+
 pub mod fuse;
+
 pub mod mount;
+
 pub mod pack;
+
+pub mod cli;
+
+pub mod config;
 pub mod report;
-pub mod store;
+
 #[allow(unsafe_code, reason = "the one room for system calls that no safe crate wraps")]
 pub mod sys;
-pub mod tree;
-pub mod volume;

@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::statvfs::statvfs;
 
 use super::MountError;
 use super::table::{self, FS_TYPE, MountEntry};
@@ -66,14 +67,13 @@ pub enum How {
 /// The mountpoint cannot be used.
 pub fn prepare(mountpoint: &Path) -> Result<PathBuf, MountError> {
     let fail = |error: io::Error| MountError::Failed(format!("mountpoint {}: {}", mountpoint.display(), words(&error)));
-    // A dead mount cannot even be looked at, so its path is found without looking at its last component.
+    // The last component is not looked at before the mount table has been: a dead mount there would be an error.
     let absolute = without_symlinks_above(mountpoint).map_err(fail)?;
-    let is_dead =
-        |path: &Path| matches!(fs::metadata(path), Err(error) if error.raw_os_error() == Some(libc::ENOTCONN));
-    while is_dead(&absolute) {
-        match table::at(&absolute).map_err(fail)? {
-            Some(entry) if entry.is_ours() => unmount_path(&absolute, How::Lazy)?,
-            _ => return Err(fail(io::Error::from_raw_os_error(libc::ENOTCONN))),
+    while let Some(entry) = table::at(&absolute).map_err(fail)?.filter(MountEntry::is_ours) {
+        // Of everything that can be asked, this is never answered from the kernel's own memory, and by a living daemon at once.
+        match statvfs(&absolute) {
+            Err(Errno::ENOTCONN) => unmount_path(&absolute, How::Lazy)?,
+            _ => return Err(fail(io::Error::other(format!("{} is mounted there already", entry.source.display())))),
         }
     }
     let metadata = fs::metadata(&absolute).map_err(fail)?;
