@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::ptr::NonNull;
@@ -18,7 +19,6 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::errno::Errno;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 /// How many mappings the handler can know. A process maps one or two indexes for each mount; what does not fit is read.
@@ -115,20 +115,18 @@ impl Mapping {
     /// `None` when the registry is full or the file system cannot map files.
     fn new(file: &File, len: NonZeroUsize, registry: &'static Registry) -> io::Result<Option<Self>> {
         let Some(slot) = registry.claim() else { return Ok(None) };
+        let nowhere = std::ptr::null_mut();
         // SAFETY: the kernel chooses the address, so no memory in use is replaced.
-        let mapped = unsafe { mmap(None, len, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, file, 0) };
-        match mapped {
-            Ok(start) => {
-                let start = start.cast::<u8>();
-                let address = start.as_ptr() as usize;
-                slot.publish(address..address + len.get().next_multiple_of(page_size()));
-                Ok(Some(Self { start, len, slot }))
-            }
-            Err(error) => {
-                slot.release();
-                if error == Errno::ENODEV { Ok(None) } else { Err(error.into()) }
-            }
-        }
+        let address = unsafe { libc::mmap(nowhere, len.get(), libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+        let mapped = if address == libc::MAP_FAILED { None } else { NonNull::new(address.cast::<u8>()) };
+        let Some(start) = mapped else {
+            let error = io::Error::last_os_error();
+            slot.release();
+            return if error.raw_os_error() == Some(libc::ENODEV) { Ok(None) } else { Err(error) };
+        };
+        let address = start.as_ptr() as usize;
+        slot.publish(address..address + len.get().next_multiple_of(page_size()));
+        Ok(Some(Self { start, len, slot }))
     }
 
     fn bytes(&self) -> &[u8] {
@@ -144,8 +142,8 @@ impl Drop for Mapping {
         // The handler must not touch the addresses once they may belong to something else.
         self.slot.withdraw();
         // SAFETY: we own these pages, and no slice of them outlives `self`.
-        let unmapped = unsafe { munmap(self.start.cast(), self.len.get()) };
-        debug_assert!(unmapped.is_ok(), "munmap of a whole mapping cannot fail");
+        let unmapped = unsafe { libc::munmap(self.start.as_ptr().cast(), self.len.get()) };
+        debug_assert_eq!(unmapped, 0, "munmap of a whole mapping cannot fail");
         self.slot.release();
     }
 }
