@@ -1,8 +1,9 @@
 //! Copying content to stdout or a file, and names as a terminal may see them.
 
 use std::borrow::Cow;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -36,9 +37,9 @@ pub struct Span {
 /// device or pipe is written into.
 pub fn copy(runtime: &Runtime, blob: &Blob, span: Span, output: Option<&Path>) -> Result<()> {
     let Some(path) = output.filter(|path| *path != Path::new("-")) else {
-        let mut stdout = io::stdout().lock();
-        write_range(runtime, blob, span, &mut stdout)?;
-        return Ok(stdout.flush()?);
+        // Past the standard library's stdout, which looks for the ends of lines in all it is given.
+        let mut stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        return write_range(runtime, blob, span, &mut stdout);
     };
     let name = || format!("cannot write {}", path.display());
     if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {

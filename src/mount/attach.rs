@@ -103,6 +103,9 @@ pub fn attach(attachment: &Attachment) -> Result<(Attached, OwnedFd), MountError
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
             return fail(format!("{DEV_FUSE} does not exist (is the fuse module loaded?)"));
         }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return fail(format!("{DEV_FUSE}: {} (chmod 666 {DEV_FUSE} lets every user mount)", words(&error)));
+        }
         Err(error) => return fail(format!("{DEV_FUSE}: {}", words(&error))),
     };
     let fd = match attach_directly(attachment, &device) {
