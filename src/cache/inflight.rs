@@ -39,6 +39,8 @@ pub(super) struct Leader {
     id: ChunkId,
     inflight: Arc<Inflight>,
     outcome: watch::Sender<Outcome>,
+    /// Whether the table's entry is gone already; one that is there now is another leader's.
+    is_done: bool,
 }
 
 /// The right to be told what came of a fetch.
@@ -58,7 +60,8 @@ impl Inflight {
                 }
                 let (outcome, receiver) = watch::channel(None);
                 entry.insert(receiver.clone());
-                Role::Leader(Leader { id, inflight: Arc::clone(self), outcome }, Follower(receiver))
+                let leader = Leader { id, inflight: Arc::clone(self), outcome, is_done: false };
+                Role::Leader(leader, Follower(receiver))
             }
         }
     }
@@ -80,14 +83,19 @@ impl Leader {
     }
 
     /// Tells the followers. What was fetched must be in memory before, so that nobody fetches it again.
-    pub(super) fn tell(self, outcome: Result<Chunk, GetError>) {
+    pub(super) fn tell(mut self, outcome: Result<Chunk, GetError>) {
+        // Before anyone is told, so that who asks again after a failure starts a new fetch and is not given the old answer.
+        self.inflight.lock().remove(&self.id);
+        self.is_done = true;
         self.outcome.send_replace(Some(outcome));
     }
 }
 
 impl Drop for Leader {
     fn drop(&mut self) {
-        self.inflight.lock().remove(&self.id);
+        if !self.is_done {
+            self.inflight.lock().remove(&self.id);
+        }
     }
 }
 
