@@ -9,5 +9,6 @@ mod layering;
 mod model;
 mod mount;
 mod pack;
+mod pack_tar;
 mod store;
 mod support;
