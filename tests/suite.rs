@@ -10,5 +10,6 @@ mod model;
 mod mount;
 mod mount_service;
 mod pack;
+mod pack_tar;
 mod store;
 mod support;

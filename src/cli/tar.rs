@@ -25,7 +25,6 @@ pub fn run(args: &TarArgs) -> Result<()> {
         feature_flags,
         one_file_system: args.one_file_system,
         no_time: args.no_time,
-        ..TarOptions::default()
     };
     let bar = progress_bar(0);
     bar.set_style(indicatif::ProgressStyle::with_template("{bytes} {bytes_per_sec}").unwrap_or_else(|_| bar.style()));

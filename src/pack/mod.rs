@@ -2,12 +2,14 @@
 //!
 //! * [`make`] cuts a file or block device on all cores; [`sink`] takes any stream (an archive being made, standard input).
 //! * Both ask, compress and write through [`ingest`], cut with [`cutter`] and leave their result through [`output`].
+//! * [`tar`] packs a directory into an archive, [`exclude`] says what is left out of it, [`scan`] reads metadata.
 //! * [`inspect`] looks at indexes and content without making anything.
 //!
 //! Invariants: the cuts are those of one pass from the start, however many threads there are; an index is written only
 //! when all its chunks are in the store, and then whole or not at all; memory does not grow with the content but by the
 //! 40 bytes of each chunk in the index.
 
+pub mod exclude;
 pub mod inspect;
 pub mod make;
 pub mod output;
@@ -16,6 +18,7 @@ pub mod tar;
 
 mod cutter;
 mod ingest;
+mod scan;
 
 use std::fmt;
 use std::io;

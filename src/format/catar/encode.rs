@@ -263,10 +263,11 @@ impl Encoder {
         let mut file_flags = FeatureFlags::CHATTR.with(FeatureFlags::FAT_ATTRS);
         file_flags = file_flags.with(FeatureFlags::SUBVOLUME).with(FeatureFlags::SUBVOLUME_RO);
         let has_flags = is_directory || file_type == MODE_REGULAR;
-        let mtime_ns = flags.round_time(entry.mtime_ns);
-        if mtime_ns == -1 {
-            return Err(CatarError::Invalid("a time that is reserved for 'none' (one nanosecond before 1970)"));
-        }
+        // One nanosecond before 1970 is the number that means "none" to casync's reader, which refuses the archive.
+        let mtime_ns = match flags.round_time(entry.mtime_ns) {
+            -1 => -2,
+            mtime_ns => mtime_ns,
+        };
         self.numbers(
             Kind::Entry,
             [
@@ -284,7 +285,8 @@ impl Encoder {
         if !self.flags.has_any(FeatureFlags::UIDS) {
             return Ok(0);
         }
-        if id == UID16_INVALID || id >= UID32_INVALID {
+        // desync stores any owner, and its archives are read by itself.
+        if (id == UID16_INVALID && !self.flags.is_desync()) || id >= UID32_INVALID {
             return Err(CatarError::Invalid("an owner with the id 65535 or 4294967295, which means 'none'"));
         }
         if id > UID16_INVALID && !self.flags.has(FeatureFlags::UIDS_32BIT) {
@@ -293,10 +295,14 @@ impl Encoder {
         Ok(id)
     }
 
-    /// A name as it may be stored: neither root's nor one that casync refuses.
-    fn account<'n>(&self, id: u64, name: Option<&'n Vec<u8>>) -> Option<&'n [u8]> {
-        let name = name.filter(|name| is_portable_account_name(name))?;
-        (self.flags.has(FeatureFlags::USER_NAMES) && id != 0).then_some(name)
+    /// A name as it may be stored: neither root's nor one that casync refuses. Where no numbers are recorded, the number
+    /// takes the place of a name that is not known.
+    fn account(&self, id: u64, name: Option<&Vec<u8>>) -> Option<Vec<u8>> {
+        if !self.flags.has(FeatureFlags::USER_NAMES) || id == 0 {
+            return None;
+        }
+        let name = name.filter(|name| is_portable_account_name(name)).cloned();
+        name.or_else(|| (!self.flags.has_any(FeatureFlags::UIDS)).then(|| id.to_string().into_bytes()))
     }
 
     fn metadata(&mut self, node: &Node) -> Result<(), CatarError> {
@@ -306,13 +312,13 @@ impl Encoder {
         let owners =
             [(Kind::User, node.entry.uid, node.user.as_ref()), (Kind::Group, node.entry.gid, node.group.as_ref())];
         for (kind, id, name) in owners {
-            match self.account(id, name) {
-                Some(name) => self.element(kind, &[name, b"\0"])?,
-                None if id == 0 || flags.has_any(FeatureFlags::UIDS) || !flags.has(FeatureFlags::USER_NAMES) => {}
-                None => return Err(CatarError::Invalid("an owner without a name, where only names are recorded")),
+            if let Some(name) = self.account(id, name) {
+                self.element(kind, &[&name, b"\0"])?;
             }
         }
-        if flags.has(FeatureFlags::XATTRS) && file_type != MODE_SYMLINK {
+        if flags.is_desync() {
+            self.desync_xattrs(&node.xattrs)?;
+        } else if flags.has(FeatureFlags::XATTRS) && is_file_or_directory {
             self.xattrs(&node.xattrs)?;
         }
         if flags.has(FeatureFlags::ACL) && file_type != MODE_SYMLINK {
@@ -356,6 +362,19 @@ impl Encoder {
         Ok(())
     }
 
+    /// Extended attributes as desync writes and reads them: all of them, each value with a NUL behind it.
+    fn desync_xattrs(&mut self, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), CatarError> {
+        let mut sorted: Vec<_> = xattrs.iter().collect();
+        sorted.sort_unstable();
+        for (name, value) in sorted {
+            if name.is_empty() || name.contains(&0) {
+                return Err(CatarError::Invalid("an extended attribute whose name is empty or has a NUL"));
+            }
+            self.element(Kind::Xattr, &[name, b"\0", value, b"\0"])?;
+        }
+        Ok(())
+    }
+
     fn acl(&mut self, node: &Node) -> Result<(), CatarError> {
         let acl = &node.acl;
         self.acl_entries(Kind::AclUser, &acl.users)?;
@@ -375,9 +394,11 @@ impl Encoder {
     }
 
     fn acl_entries(&mut self, kind: Kind, entries: &[AclEntry]) -> Result<(), CatarError> {
-        let name = |entry: &AclEntry| self.account(entry.id, entry.name.as_ref()).map(<[u8]>::to_vec);
-        let mut sorted: Vec<AclEntry> =
-            entries.iter().map(|entry| AclEntry { name: name(entry), ..entry.clone() }).collect();
+        let mut sorted = Vec::with_capacity(entries.len());
+        for AclEntry { id, name, permissions } in entries {
+            let name = self.account(*id, name.as_ref());
+            sorted.push(AclEntry { id: self.owner(*id)?, name, permissions: *permissions });
+        }
         sorted.sort_unstable();
         sorted.dedup();
         for AclEntry { id, name, permissions } in sorted {

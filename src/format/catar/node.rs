@@ -43,7 +43,8 @@ pub struct Entry {
     pub uid: u64,
     /// Owning group.
     pub gid: u64,
-    /// Time of modification, nanoseconds since 1970.
+    /// Time of modification, nanoseconds since 1970. (-1 is "none" to casync's reader, yet its writer stores it for a file
+    /// of that time; here it is a time.)
     pub mtime_ns: i64,
 }
 
@@ -248,9 +249,6 @@ impl NodeBuilder {
         }
         if entry.uid > u64::from(u32::MAX) || entry.gid > u64::from(u32::MAX) {
             return Err(CatarError::Invalid("an owner that is not a 32 bit number"));
-        }
-        if entry.mtime_ns == -1 {
-            return Err(CatarError::Invalid("a time that is reserved for 'none'"));
         }
         Ok(Self { node: Node::new(entry, Content::None), metadata_bytes: 0, seen: 0 })
     }
