@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use caifs::mount::options::VfsFlags;
 use caifs::mount::run::{MountOutcome, MountRequest, Place, Served, mount};
-use caifs::volume::{Answer, Attr, DirEntry, FileKind, Volume, VolumeError, VolumeStat};
+use caifs::volume::{Answer, Attr, Listing, FileKind, Volume, VolumeError, VolumeStat};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData,
     ReplyEntry, Request, Session, SessionACL,
@@ -188,7 +188,7 @@ impl Volume for RootOnly {
     fn read(&self, _ino: u64, _offset: u64, _len: u32) -> Answer<Bytes> {
         nothing()
     }
-    fn readdir(&self, _ino: u64, _offset: u64) -> Answer<Vec<DirEntry>> {
+    fn readdir(&self, _ino: u64, _offset: u64, _max_entries: usize) -> Answer<Listing> {
         nothing()
     }
     fn listxattr(&self, _ino: u64, _privileged: bool) -> Answer<Vec<Bytes>> {
