@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use caifs::format::catar::FeatureFlags;
 use caifs::pack::tar::{TarOptions, TarStats, tar};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use crate::support::corner::Corner;
 use crate::support::mounted;
@@ -280,6 +281,26 @@ fn a_file_that_goes_away_before_its_turn_is_left_out() {
     })
     .unwrap();
     assert_eq!((stats.n_files, stats.n_vanished), (1, 3));
+}
+
+#[test]
+fn files_that_are_not_in_memory_are_packed_the_same() {
+    let scratch = Scratch::new();
+    let root = scratch.dir("tree");
+    for i in 0..200u32 {
+        let dir = root.join(format!("{:02}", i % 7));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join(i.to_string()), vec![i as u8; 977 * i as usize]).unwrap();
+    }
+    let warm = packed(&root, FeatureFlags::CASYNC_DEFAULT);
+    for dir in fs::read_dir(&root).unwrap() {
+        for file in fs::read_dir(dir.unwrap().path()).unwrap() {
+            let file = fs::File::open(file.unwrap().path()).unwrap();
+            file.sync_all().unwrap();
+            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+        }
+    }
+    assert_same(&packed(&root, FeatureFlags::CASYNC_DEFAULT), &warm, "cold");
 }
 
 #[test]

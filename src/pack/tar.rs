@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use nix::dir::{Dir, Type};
@@ -27,11 +28,22 @@ use crate::format::catar::node::{
 };
 use crate::format::catar::{Content, Encoder, FeatureFlags, Node};
 use crate::sys::attributes::mount_id;
+use crate::sys::read_at_nowait;
 
 /// The archive goes to the sink in pieces of about this size.
 const PIECE_BYTES: usize = 1 << 20;
 /// Files up to this size are collected with their metadata; larger ones go to the sink as they are read.
 const SMALL_FILE_BYTES: u64 = 256 << 10;
+
+/// So many files of a directory are opened ahead, so that the disk works on them all, while files are not in memory.
+const AHEAD_FILES: usize = 16;
+/// Below so many directories nothing is opened ahead: the files wait while subdirectories are packed, and the number of
+/// open files is limited.
+const AHEAD_DEPTH: usize = 16;
+/// Of each file opened ahead, so much is asked for.
+const AHEAD_BYTES: libc::off_t = 1 << 20;
+/// After a file that was not in memory, so many files are expected to be like it.
+const COLD_FILES: u32 = 256;
 
 /// How a directory is packed.
 #[derive(Debug, Clone)]
@@ -89,6 +101,7 @@ pub fn tar(root: &Path, options: &TarOptions, sink: &mut dyn Write) -> Result<Ta
         open: Vec::new(),
         buffer: Vec::new(),
         no_atime: OFlag::O_NOATIME,
+        n_cold: 0,
         stats: TarStats::default(),
     };
     packer.root()?;
@@ -115,6 +128,8 @@ struct Packer<'a> {
     buffer: Vec<u8>,
     /// `O_NOATIME` as long as nobody objected.
     no_atime: OFlag,
+    /// For so many files to come, it pays to ask the disk early.
+    n_cold: u32,
     stats: TarStats,
 }
 
@@ -132,6 +147,8 @@ struct Listed {
     name: CString,
     /// What the listing said; not every file system says it.
     file_type: Option<Type>,
+    /// A regular file that was opened ahead.
+    opened: Option<OwnedFd>,
 }
 
 impl Packer<'_> {
@@ -158,9 +175,6 @@ impl Packer<'_> {
         self.start(name, &node)?;
         self.stats.n_directories += 1;
         let file_system = self.scanner.file_system(fd.as_fd(), stat).map_err(|error| failed(self, &error))?;
-        if self.flags.has(FeatureFlags::EXCLUDE_FILE) && !file_system.is_virtual {
-            self.read_exclude_file(fd.as_fd(), name, &mut rules)?;
-        }
         let mount_id = match self.flags.has(FeatureFlags::EXCLUDE_SUBMOUNTS) {
             true => mount_id(&fd, c"").map_err(|error| failed(self, &error))?,
             false => 0,
@@ -170,6 +184,10 @@ impl Packer<'_> {
             true => Vec::new(),
             false => list(&mut dir).map_err(|error| failed(self, &error.into()))?,
         };
+        let is_listed = names.binary_search_by(|listed| listed.name.as_c_str().cmp(EXCLUDE_FILE)).is_ok();
+        if is_listed && self.flags.has(FeatureFlags::EXCLUDE_FILE) {
+            self.read_exclude_file(dir.as_fd(), name, &mut rules)?;
+        }
         let name = name.unwrap_or_default().to_owned();
         self.open.push(OpenDirectory { name, dir, names: names.into_iter(), rules, mount_id });
         Ok(true)
@@ -182,8 +200,11 @@ impl Packer<'_> {
     }
 
     /// Packs the next child of the directory opened last.
-    fn child(&mut self, listed: Listed) -> Result<(), PackError> {
-        match self.child_or_error(&listed) {
+    fn child(&mut self, mut listed: Listed) -> Result<(), PackError> {
+        if self.n_cold > 0 && self.open.len() <= AHEAD_DEPTH {
+            self.open_ahead();
+        }
+        match self.child_or_error(&mut listed) {
             // Gone since its directory was listed: as if it had gone before.
             Err(Failure::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
                 self.stats.n_vanished += 1;
@@ -200,7 +221,7 @@ impl Packer<'_> {
     }
 
     /// Packs a child; false if it is left out. `NotFound` comes only as long as nothing of it is written.
-    fn child_or_error(&mut self, listed: &Listed) -> Result<bool, Failure> {
+    fn child_or_error(&mut self, listed: &mut Listed) -> Result<bool, Failure> {
         let name = listed.name.as_c_str();
         let Some(parent) = self.open.last() else { return Ok(false) };
         let dir = parent.dir.as_fd();
@@ -226,7 +247,10 @@ impl Packer<'_> {
             };
             return self.other(name, &stat);
         }
-        let fd = self.open_child(name, is_directory)?;
+        let fd = match listed.opened.take() {
+            Some(fd) => fd,
+            None => open_child(&parent.dir, name, is_directory, &mut self.no_atime)?,
+        };
         let stat = fstat(&fd)?;
         match file_type(&stat) {
             MODE_DIRECTORY => {
@@ -238,21 +262,17 @@ impl Packer<'_> {
         }
     }
 
-    /// Opens a regular file or directory, without waiting should it have become a FIFO.
-    fn open_child(&mut self, name: &CStr, is_directory: bool) -> io::Result<OwnedFd> {
-        let Some(parent) = self.open.last() else { return Err(io::ErrorKind::NotFound.into()) };
-        let mut flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
-        if is_directory {
-            flags |= OFlag::O_DIRECTORY;
+    /// Opens the next files of the directory and has the disk read them.
+    fn open_ahead(&mut self) {
+        let Some(mut parent) = self.open.pop() else { return };
+        let next = parent.names.as_mut_slice().iter_mut().take(AHEAD_FILES);
+        for listed in next.filter(|listed| listed.file_type == Some(Type::File) && listed.opened.is_none()) {
+            // What fails here fails again, and is then reported, when it is the file's turn.
+            let Ok(fd) = open_child(&parent.dir, &listed.name, false, &mut self.no_atime) else { continue };
+            let _ = posix_fadvise(&fd, 0, AHEAD_BYTES, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+            listed.opened = Some(fd);
         }
-        match openat(&parent.dir, name, flags | self.no_atime, Mode::empty()) {
-            // Only a file's owner may read it without a trace.
-            Err(Errno::EPERM) if !self.no_atime.is_empty() => {
-                self.no_atime = OFlag::empty();
-                Ok(openat(&parent.dir, name, flags, Mode::empty())?)
-            }
-            opened => Ok(opened?),
-        }
+        self.open.push(parent);
     }
 
     fn file(&mut self, name: &CStr, mut file: File, stat: &FileStat) -> Result<bool, Failure> {
@@ -267,7 +287,7 @@ impl Packer<'_> {
         self.stats.payload_bytes += size;
         let packed = match size {
             0 => Ok(()),
-            1..=SMALL_FILE_BYTES => self.small_payload(&mut file, size as usize),
+            1..=SMALL_FILE_BYTES => self.small_payload(&file, size as usize),
             _ => self.large_payload(&mut file, size),
         };
         // Its header is written: now it must not be taken for a file that was never there.
@@ -283,18 +303,19 @@ impl Packer<'_> {
 
     /// Reads a file that fits into the buffer. One byte more is asked for than the file has: a read that gives less than
     /// was asked for has met the end, and no second one is needed.
-    fn small_payload(&mut self, file: &mut File, size: usize) -> Result<(), Failure> {
+    fn small_payload(&mut self, file: &File, size: usize) -> Result<(), Failure> {
         if self.buffer.len() <= size {
             self.buffer.resize(PIECE_BYTES, 0);
         }
-        let mut n = 0;
-        while n <= size {
-            match read(file, &mut self.buffer[n..=size])? {
-                0 => break,
-                more => n += more,
-            }
-            if n == size {
-                break;
+        // What is in memory comes at once; what is not says that it pays to ask the disk early.
+        let mut n = read_at_nowait(file, &mut self.buffer[..=size], 0)?.unwrap_or(0);
+        self.n_cold = if n < size { COLD_FILES } else { self.n_cold.saturating_sub(1) };
+        while n < size {
+            match file.read_at(&mut self.buffer[n..=size], n as u64) {
+                Ok(0) => break,
+                Ok(more) => n += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
             }
         }
         check_length(n as u64, size as u64)?;
@@ -420,6 +441,22 @@ impl From<PackError> for Failure {
     }
 }
 
+/// Opens a regular file or directory, without waiting should it have become a FIFO.
+fn open_child(dir: &Dir, name: &CStr, is_directory: bool, no_atime: &mut OFlag) -> io::Result<OwnedFd> {
+    let mut flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
+    if is_directory {
+        flags |= OFlag::O_DIRECTORY;
+    }
+    match openat(dir, name, flags | *no_atime, Mode::empty()) {
+        // Only a file's owner may read it without a trace.
+        Err(Errno::EPERM) if !no_atime.is_empty() => {
+            *no_atime = OFlag::empty();
+            Ok(openat(dir, name, flags, Mode::empty())?)
+        }
+        opened => Ok(opened?),
+    }
+}
+
 fn file_type(stat: &FileStat) -> u32 {
     stat.st_mode & MODE_TYPE
 }
@@ -431,7 +468,7 @@ fn list(dir: &mut Dir) -> nix::Result<Vec<Listed>> {
         let entry = entry?;
         let name = entry.file_name();
         if name != c"." && name != c".." {
-            names.push(Listed { name: name.to_owned(), file_type: entry.file_type() });
+            names.push(Listed { name: name.to_owned(), file_type: entry.file_type(), opened: None });
         }
     }
     names.sort_unstable_by(|one, other| one.name.cmp(&other.name));

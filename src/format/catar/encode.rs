@@ -3,7 +3,8 @@
 //!
 //! What the feature flags do not record is left out or reduced here, so a caller hands over all it knows of a file. The
 //! encoder holds what it wrote until the caller drains it; payload may bypass it. Rules that other readers rely on hold
-//! for whatever is given: names sorted, attributes sorted, no owner's name that casync would refuse.
+//! for whatever is given: names sorted, attributes sorted, no owner's name that casync would refuse. With the flags of desync
+//! extended attributes take desync's form, which its reader needs: all of them, each value with a NUL.
 
 use super::acl::AclEntry;
 use super::goodbye::{Child, encode_goodbye, name_hash};
