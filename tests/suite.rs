@@ -8,6 +8,7 @@ mod inspect;
 mod layering;
 mod model;
 mod mount;
+mod mount_service;
 mod pack;
 mod pack_tar;
 mod store;

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use super::args::DemoArgs;
+use crate::mount::detach::{How, unmount_path};
 
 /// Directories worth packing that most machines have, best first.
 const CANDIDATES: [&str; 3] = ["/usr/share/doc", "/usr/share", "/etc"];
@@ -115,7 +116,7 @@ impl Demo {
 
 impl Drop for Demo {
     fn drop(&mut self) {
-        let _ = crate::mount::unmount(&self.mountpoint(), crate::mount::How::Lazy);
+        let _ = unmount_path(&self.mountpoint(), How::Lazily);
         let _ = fs::remove_dir_all(&self.dir);
     }
 }

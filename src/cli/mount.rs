@@ -3,56 +3,89 @@
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+
+use tokio::runtime::Runtime;
 
 use super::args::MountArgs;
-use crate::mount::options::MountOptions;
-use crate::mount::{self, MountError, MountRequest};
+use crate::fuse;
+use crate::mount::options::{MOUNT_OPTIONS, MountOptions, Unknown};
+use crate::mount::run::{READY_TIMEOUT, Served};
+use crate::mount::{BoxError, MountError, MountRequest, Place};
+use crate::report::Report;
 use crate::store::location::Location;
+use crate::volume::open::open_volume;
+
+/// Exit code of mount(8) for wrong arguments.
+const USAGE: u8 = 1;
 
 pub fn run(args: MountArgs) -> ExitCode {
-    match request(args).and_then(mount::run) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "caifs: {error}");
-            ExitCode::from(error.exit_code())
-        }
-    }
+    let (message, exit_code) = match options(&args) {
+        Err(error) => (format!("{error:#}"), USAGE),
+        Ok(options) => match mount(args, options) {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(error) => (error.to_string(), error.exit_code()),
+        },
+    };
+    let _ = writeln!(io::stderr(), "caifs: {message}");
+    ExitCode::from(exit_code)
 }
 
-fn request(args: MountArgs) -> Result<MountRequest, MountError> {
+fn mount(args: MountArgs, options: MountOptions) -> Result<(), MountError> {
+    // A file is named by its full path in the mount table, as mount(8) does it, whatever directory it was named from.
+    let path = args.spec.canonicalize().or_else(|_| std::path::absolute(&args.spec)).unwrap_or(args.spec);
+    let request = MountRequest {
+        source: path.clone().into_os_string(),
+        mountpoint: args.mountpoint,
+        flags: options.flags,
+        allow_other: options.config.allow_other,
+        place: if args.foreground { Place::Foreground } else { Place::Background },
+        ready_timeout: READY_TIMEOUT,
+    };
+    let report = Arc::new(Report::default());
+    let settings = fuse::Settings { io_timeout: options.config.io_timeout };
+    let open = |runtime: &Runtime, on_file: bool| {
+        let opening = open_volume(&path, &options.config, on_file, &report);
+        runtime.block_on(opening).map_err(BoxError::from)
+    };
+    let serve = |served: Served| {
+        let session = fuse::serve(served.volume, served.fd, settings, served.runtime, Arc::clone(&report))?;
+        Ok(move || session.run())
+    };
+    let ended = crate::mount::mount(&request, open, serve);
+    tracing::info!(?report, "ended");
+    ended.map(drop)
+}
+
+fn options(args: &MountArgs) -> anyhow::Result<MountOptions> {
     let mut options = MountOptions::default();
-    for text in &args.options {
-        options.parse(text)?;
+    for list in &args.options {
+        options.parse(list, Unknown::Refuse)?;
     }
     // Every flag is an option of the same name, and overrules `-o`.
     let ids = [("uid", args.uid), ("gid", args.gid)].map(|(name, id)| (name, id.map(|id| id.to_string())));
-    let texts = [("memory", args.memory), ("io-timeout", args.io_timeout)];
-    for (name, value) in ids.into_iter().chain(texts) {
-        if let Some(value) = value {
-            options.set(name, Some(&value))?;
+    let texts = [("memory", args.memory.clone()), ("io-timeout", args.io_timeout.clone())];
+    let mut flags: Vec<(&str, Option<&str>)> =
+        args.stores.iter().map(|store| ("store", Some(store.as_str()))).collect();
+    flags.extend(ids.iter().chain(&texts).filter_map(|(name, value)| Some((*name, Some(value.as_deref()?)))));
+    flags.extend(args.allow_other.then_some(("allow-other", None)));
+    for (name, value) in flags {
+        if let Some(option) = MOUNT_OPTIONS.iter().find(|option| option.name == name) {
+            option.apply(&mut options.config, value)?;
         }
-    }
-    for store in &args.stores {
-        options.set("store", Some(store))?;
-    }
-    if args.allow_other {
-        options.set("allow-other", None)?;
     }
     for store in &mut options.config.stores {
         *store = absolute(store)?;
     }
-    // A file is named by its full path in the mount table, as mount(8) does it, whatever directory it was named from.
-    let path = args.spec.canonicalize().or_else(|_| std::path::absolute(&args.spec)).unwrap_or(args.spec);
-    let spec = path.to_string_lossy().into_owned();
-    Ok(MountRequest { spec, path, mountpoint: args.mountpoint, options, foreground: args.foreground })
+    Ok(options)
 }
 
 /// A store's location that means the same from every directory: the daemon leaves the one it was started in.
-fn absolute(store: &str) -> Result<String, MountError> {
-    let Location::Local(path) = Location::parse(store).map_err(|error| MountError::Usage(error.to_string()))?;
+fn absolute(store: &str) -> anyhow::Result<String> {
+    let Location::Local(path) = Location::parse(store)?;
     let absolute = std::path::absolute::<&Path>(&path).unwrap_or(path);
     match absolute.to_str() {
         Some(text) => Ok(text.to_owned()),
-        None => Err(MountError::Usage(format!("store {store}: its path is not UTF-8"))),
+        None => anyhow::bail!("store {store}: its path is not UTF-8"),
     }
 }

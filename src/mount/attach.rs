@@ -1,298 +1,252 @@
-//! Mounting and unmounting: mount(2) for who may, fusermount3 for everyone else.
+//! Attaching: the mountpoint checked, dead mounts of our own cleaned away, the kernel told what is mounted where.
 //!
-//! fuser's own mounting is not used: in the pinned version it cannot set the type, does not escape the source and leaves busy
-//! mounts behind.
+//! The mount is made here rather than by `fuser`: its type is `fuse.caifs`, its source exactly what was asked for (fstab compares
+//! it), and it is unmounted lazily when in use, but never anything else in its place.
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::{CString, OsStr};
+use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{SFlag, mode_t, stat};
 use nix::sys::statvfs::statvfs;
+use nix::unistd::{getegid, geteuid};
 
-use super::MountError;
-use super::table::{self, FS_TYPE, MountEntry};
-use crate::sys;
+use super::detach::{How, Unmounted, unmount};
+use super::options::VfsFlags;
+use super::table::{MountId, MountTable, resolve_parent};
+use super::{FS_TYPE, MountError, fusermount};
+use crate::volume::FileKind;
 
-/// The kernel's door to FUSE.
-const DEV_FUSE: &str = "/dev/fuse";
+/// Read-ahead of the kernel for a mount, in KiB, where root mounts. The default of 128 makes READs of 128 KiB with at most four
+/// in flight: 2,168 MiB/s from memory against 3,432, and 12 against 250 MiB/s when each READ takes 20 ms. More than 4096 gains
+/// nothing from memory (limits.md B1, B7; mounting.md 3.1) and makes faults of mapped files dearer.
+pub const READ_AHEAD_KIB: u32 = 4096;
 
-/// Read-ahead of the kernel, in KiB, where we may set it: with 4 MiB, four requests of 1 MiB are in flight for one reader, which on two
-/// cores read a decoded image about 1.6 times as fast as the default of 128 KiB; 16 MiB was no faster.
-const READ_AHEAD_KIB: u32 = 4096;
-
-/// Where fusermount3 may be when PATH does not tell.
-const HELPER_DIRS: [&str; 4] = ["/usr/bin", "/bin", "/usr/sbin", "/sbin"];
+/// How many dead mounts may lie on each other.
+const MAX_DEAD_MOUNTS: usize = 16;
 
 /// What to mount where.
 #[derive(Debug, Clone)]
-pub struct Attachment {
-    /// What the mount table shows as source.
-    pub source: String,
-    /// Where: an existing directory or regular file, without symlinks.
-    pub mountpoint: PathBuf,
-    /// Flags of the mount.
-    pub flags: MsFlags,
+pub struct AttachRequest<'a> {
+    /// Where.
+    pub mountpoint: &'a Path,
+    /// What the mount table shows; without passwords (see [`shown_source`](super::shown_source)).
+    pub source: &'a OsStr,
+    /// Type of the root, and so of the mountpoint.
+    pub root_kind: FileKind,
+    /// Flags.
+    pub flags: VfsFlags,
     /// Whether other users may use it.
     pub allow_other: bool,
 }
 
-/// A mount of ours, to be served through its descriptor.
+/// A mount that waits for somebody to answer the kernel.
+#[derive(Debug)]
+pub struct Mounted {
+    /// Where the kernel's requests come from; the first is INIT.
+    pub fd: OwnedFd,
+    /// The mount.
+    pub attached: Attached,
+}
+
+/// A mount of ours; unmounted, lazily if it is in use, when dropped.
 #[derive(Debug)]
 pub struct Attached {
     mountpoint: PathBuf,
-    /// The mount's entry in the table, to know it again.
-    entry: Option<MountEntry>,
+    id: MountId,
+    /// A second descriptor of the connection, to see whether it lives. The kernel gives numbers of mounts and devices that have
+    /// become free to the very next mount, so `id` means ours only as long as the connection does.
+    connection: OwnedFd,
 }
 
-/// How to unmount.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum How {
-    /// Only when no file in it is open.
-    WhenIdle,
-    /// Detach it from the tree now; it ends when the last open file is closed.
-    Lazy,
-}
-
-/// Makes a mountpoint ready: it exists, and is not a mount of ours whose daemon has died (that one is unmounted). Gives its path without
-/// symlinks.
+/// Mounts: cleans away a dead mount of ours, checks the mountpoint, and mounts with mount(2), or with fusermount3 if that is not
+/// allowed.
 ///
 /// # Errors
-/// The mountpoint cannot be used.
-pub fn prepare(mountpoint: &Path) -> Result<PathBuf, MountError> {
-    let fail = |error: io::Error| MountError::Failed(format!("mountpoint {}: {}", mountpoint.display(), words(&error)));
-    // The last component is not looked at before the mount table has been: a dead mount there would be an error.
-    let absolute = without_symlinks_above(mountpoint).map_err(fail)?;
-    while let Some(entry) = table::at(&absolute).map_err(fail)?.filter(MountEntry::is_ours) {
-        // Of everything that can be asked, this is never answered from the kernel's own memory, and by a living daemon at once.
-        match statvfs(&absolute) {
-            Err(Errno::ENOTCONN) => unmount_path(&absolute, How::Lazy)?,
-            _ => return Err(fail(io::Error::other(format!("{} is mounted there already", entry.source.display())))),
-        }
+/// What is wrong with the mountpoint; FUSE is not there; this source is mounted there already; the kernel or fusermount3 refuses.
+pub fn attach(request: &AttachRequest<'_>) -> Result<Mounted, MountError> {
+    let Prepared { path: mountpoint, mode } = prepare(request.mountpoint, request.source)?;
+    if let Some(mode) = mode {
+        check_kind(request.mountpoint, mode, request.root_kind)?;
     }
-    let metadata = fs::metadata(&absolute).map_err(fail)?;
-    if !metadata.is_dir() && !metadata.is_file() {
-        return Err(fail(io::Error::other("neither a directory nor a regular file")));
-    }
-    absolute.canonicalize().map_err(fail)
-}
-
-/// An absolute path whose directories are free of symlinks; the last component is left as it is.
-fn without_symlinks_above(path: &Path) -> io::Result<PathBuf> {
-    let absolute = std::path::absolute(path)?;
-    match (absolute.parent(), absolute.file_name()) {
-        (Some(parent), Some(name)) => Ok(parent.canonicalize()?.join(name)),
-        _ => absolute.canonicalize(),
-    }
-}
-
-/// Mounts. The descriptor is the kernel's side of the mount: nothing in it answers until it is served.
-///
-/// # Errors
-/// The system refuses; one line says why and, if known, what to do.
-pub fn attach(attachment: &Attachment) -> Result<(Attached, OwnedFd), MountError> {
-    let fail = |why: String| Err(MountError::Failed(why));
-    let device = match OpenOptions::new().read(true).write(true).open(DEV_FUSE) {
-        Ok(device) => device,
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-            return fail(format!("{DEV_FUSE} does not exist (is the fuse module loaded?)"));
-        }
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            return fail(format!("{DEV_FUSE}: {} (chmod 666 {DEV_FUSE} lets every user mount)", words(&error)));
-        }
-        Err(error) => return fail(format!("{DEV_FUSE}: {}", words(&error))),
+    let fd = match mount_directly(request, &mountpoint)? {
+        Some(fd) => fd,
+        None => fusermount::mount(&mountpoint, request.source, request.flags, request.allow_other)?,
     };
-    let fd = match attach_directly(attachment, &device) {
-        Ok(()) => device.into(),
-        Err(Errno::EPERM) => attach_by_helper(attachment)?,
-        Err(errno) => return fail(format!("the kernel refuses: {}", errno.desc())),
-    };
-    let entry = table::at(&attachment.mountpoint).ok().flatten().filter(MountEntry::is_ours);
-    Ok((Attached { mountpoint: attachment.mountpoint.clone(), entry }, fd))
-}
-
-fn attach_directly(attachment: &Attachment, device: &File) -> nix::Result<()> {
-    let root = fs::metadata(&attachment.mountpoint)
-        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
-    let mut data = format!(
-        "fd={},rootmode={:o},user_id={},group_id={},default_permissions",
-        device.as_raw_fd(),
-        root.mode() & libc::S_IFMT,
-        nix::unistd::geteuid(),
-        nix::unistd::getegid(),
-    );
-    if attachment.allow_other {
-        data.push_str(",allow_other");
+    let table = MountTable::read().map_err(MountError::Table)?;
+    match table.at(&mountpoint) {
+        Some(entry) if entry.is_ours() => {
+            let connection = fd.try_clone().map_err(MountError::system("dup"))?;
+            Ok(Mounted { fd, attached: Attached { mountpoint, id: entry.id, connection } })
+        }
+        // Closing the file ends the connection, and with it all that could hang.
+        _ => Err(MountError::mountpoint(mountpoint, "the new mount cannot be seen there")),
     }
-    // The source is an argument of its own here, so nothing in it can be taken for an option.
-    mount(
-        Some(attachment.source.as_str()),
-        &attachment.mountpoint,
-        Some(FS_TYPE),
-        attachment.flags,
-        Some(data.as_str()),
-    )
-}
-
-/// Lets fusermount3, which is set-uid root, mount for us and pass the descriptor back (`_FUSE_COMMFD`).
-fn attach_by_helper(attachment: &Attachment) -> Result<OwnedFd, MountError> {
-    let fail = |why: String| MountError::Failed(why);
-    let helper = find_helper()?;
-    let (ours, theirs) = UnixStream::pair().map_err(|error| fail(words(&error)))?;
-    fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|errno| fail(errno.desc().to_owned()))?;
-    let output = Command::new(&helper)
-        .arg("-o")
-        .arg(helper_options(attachment))
-        .arg("--")
-        .arg(&attachment.mountpoint)
-        .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| fail(format!("{}: {}", helper.display(), words(&error))))?;
-    drop(theirs);
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let reason = said.lines().last().unwrap_or("fusermount3 failed and does not say why").trim();
-        let hint = match attachment.allow_other && reason.contains("allow_other") {
-            true => " (write user_allow_other into /etc/fuse.conf, or mount without allow-other)",
-            false => "",
-        };
-        return Err(fail(format!("{reason}{hint}")));
-    }
-    match sys::receive_fd(&ours) {
-        Ok(Some(fd)) => Ok(fd),
-        Ok(None) => Err(fail("fusermount3 mounted but gave no descriptor".to_owned())),
-        Err(error) => Err(fail(format!("fusermount3: {}", words(&error)))),
-    }
-}
-
-fn helper_options(attachment: &Attachment) -> String {
-    let source = attachment.source.replace('\\', "\\\\").replace(',', "\\,");
-    let mut options = format!("ro,nosuid,nodev,default_permissions,subtype=caifs,fsname={source}");
-    if attachment.flags.contains(MsFlags::MS_NOEXEC) {
-        options.push_str(",noexec");
-    }
-    if attachment.allow_other {
-        options.push_str(",allow_other");
-    }
-    options
-}
-
-fn find_helper() -> Result<PathBuf, MountError> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::env::split_paths(&path).chain(HELPER_DIRS.map(PathBuf::from)).collect::<Vec<_>>();
-    let candidates =
-        ["fusermount3", "fusermount"].into_iter().flat_map(|name| dirs.iter().map(move |dir| dir.join(name)));
-    candidates.into_iter().find(|path| path.is_file()).ok_or_else(|| {
-        MountError::Failed("mounting needs root, or fusermount3 (on Debian: apt install fuse3)".to_owned())
-    })
 }
 
 impl Attached {
-    /// Where it is mounted.
+    /// Where it was mounted, as an absolute path without symlinks.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
     }
 
-    /// Raises the kernel's read-ahead, if we may.
-    pub fn raise_read_ahead(&self) {
-        let Some(entry) = &self.entry else { return };
-        let setting = format!("/sys/class/bdi/{}/read_ahead_kb", entry.device);
-        if let Err(error) = fs::write(&setting, READ_AHEAD_KIB.to_string()) {
-            tracing::info!("cannot raise the read-ahead in {setting}: {error}");
-        }
+    /// Which mount it is.
+    pub fn id(&self) -> MountId {
+        self.id
     }
 
-    /// Unmounts: when idle, else lazily. Tells whether it was busy. A place where something else is mounted now is left alone.
+    /// Unmounts it; it is no error if that has happened already. (Of an aborted connection a dead mount stays, for the next
+    /// [`attach`] to clean away: whether it is ours cannot be known, and looking at a mount may wait for its server.)
     ///
     /// # Errors
-    /// The system refuses.
-    pub fn detach(&self) -> Result<bool, MountError> {
-        let now = table::at(&self.mountpoint).ok().flatten();
-        let is_this =
-            matches!((&now, &self.entry), (Some(now), Some(entry)) if now.id == entry.id && now.device == entry.device);
-        if !is_this {
-            return Ok(false);
+    /// It is in use and `how` forbids to go on; something else covers it; the kernel or fusermount3 refuses.
+    pub fn unmount(&self, how: How) -> Result<Unmounted, MountError> {
+        if !self.is_connected() {
+            return Ok(Unmounted::Gone);
         }
-        match unmount_path(&self.mountpoint, How::WhenIdle) {
-            Ok(()) => Ok(false),
-            Err(_) => unmount_path(&self.mountpoint, How::Lazy).map(|()| true),
+        unmount(self.id, how)
+    }
+
+    /// Whether the file system still exists: the kernel reports an error on the descriptor once it does not.
+    fn is_connected(&self) -> bool {
+        let mut fds = [PollFd::new(self.connection.as_fd(), PollFlags::empty())];
+        let polled = poll(&mut fds, PollTimeout::ZERO);
+        polled == Ok(0) || !fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
+    }
+
+    /// Sets the kernel's read-ahead for this mount in KiB, which only root may.
+    ///
+    /// # Errors
+    /// What writing to `/sys/class/bdi` answers.
+    pub fn set_read_ahead(&self, kib: u32) -> io::Result<()> {
+        let MountId { major, minor, .. } = self.id;
+        std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), kib.to_string())
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        if let Err(error) = self.unmount(How::LazilyWhenBusy) {
+            tracing::warn!("{error}");
         }
     }
 }
 
-/// Unmounts a mount of ours.
+/// A mountpoint that can be mounted on.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    /// As an absolute path without symlinks.
+    path: PathBuf,
+    /// Its type and permissions; unknown when an automounter waits for the mount.
+    mode: Option<mode_t>,
+}
+
+impl Prepared {
+    /// Whether it is a regular file.
+    pub(super) fn is_file(&self) -> bool {
+        self.mode.is_some_and(|mode| mode & SFlag::S_IFMT.bits() == libc::S_IFREG)
+    }
+}
+
+/// Cleans away a dead mount of ours at a mountpoint, and looks at what is there.
 ///
 /// # Errors
-/// Nothing of ours is mounted there, it is busy, or the system refuses.
-pub fn unmount(mountpoint: &Path, how: How) -> Result<(), MountError> {
-    let fail = |why: &str| Err(MountError::Failed(format!("cannot unmount {}: {why}", mountpoint.display())));
-    // Looked up without touching the mount: its daemon may be dead or slow.
-    let absolute = match without_symlinks_above(mountpoint) {
-        Ok(absolute) => absolute,
-        Err(error) => return fail(&words(&error)),
-    };
-    let found = match table::at(&absolute) {
-        // The last component may be a symlink to the mountpoint.
-        Ok(None) => absolute.canonicalize().and_then(|target| table::at(&target)),
-        found => found,
-    };
-    match found {
-        Ok(Some(entry)) if entry.is_ours() => unmount_path(&entry.mountpoint, how),
-        Ok(Some(entry)) => fail(&format!("it is a mount of type {}, not of caifs", entry.fs_type)),
-        Ok(None) => fail("nothing is mounted there"),
-        Err(error) => fail(&words(&error)),
+/// What is wrong with the mountpoint; this source is mounted there already.
+pub(super) fn prepare(given: &Path, source: &OsStr) -> Result<Prepared, MountError> {
+    if source.as_bytes().contains(&0) {
+        return Err(MountError::Source);
     }
-}
-
-fn unmount_path(mountpoint: &Path, how: How) -> Result<(), MountError> {
-    let fail = |why: String| MountError::Failed(format!("cannot unmount {}: {why}", mountpoint.display()));
-    let lazy = if how == How::Lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
-    match umount2(mountpoint, lazy | MntFlags::UMOUNT_NOFOLLOW) {
-        Ok(()) => Ok(()),
-        Err(Errno::EBUSY) => Err(fail("it is busy (files in it are open; detach it with --lazy)".to_owned())),
-        Err(Errno::EPERM) => {
-            let helper = find_helper()?;
-            let mut command = Command::new(&helper);
-            command.arg("-u").args((how == How::Lazy).then_some("-z")).arg("--").arg(mountpoint);
-            let output = command.stdin(Stdio::null()).output().map_err(|error| fail(words(&error)))?;
-            match output.status.success() {
-                true => Ok(()),
-                false => Err(fail(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    for _ in 0..MAX_DEAD_MOUNTS {
+        let resolved = given.canonicalize();
+        let mountpoint = match &resolved {
+            Ok(path) => path.clone(),
+            // Of a dead mount only the way to it can be resolved.
+            Err(_) => resolve_parent(given).map_err(|error| mountpoint_error(given, &error))?,
+        };
+        let table = MountTable::read().map_err(MountError::Table)?;
+        let there = table.at(&mountpoint);
+        if there.is_none() && table.is_automounted(&mountpoint) {
+            // Somebody waits for this very mount; a look at the directory would wait with him.
+            return Ok(Prepared { path: mountpoint, mode: None });
+        }
+        // The kernel may know the attributes of a mount of ours for ever, but never how full it is: so that is what a dead one is
+        // asked, which a living one answers at once.
+        let seen = match there {
+            Some(ours) if ours.is_ours() => statvfs(&mountpoint).and_then(|_| stat(&mountpoint)),
+            _ => stat(&mountpoint),
+        };
+        match (seen, there) {
+            (Err(Errno::ENOTCONN), Some(dead)) if dead.is_ours() => {
+                tracing::info!("cleaning away a dead mount on {}", mountpoint.display());
+                unmount(dead.id, How::Lazily)?;
+            }
+            (Err(Errno::ENOTCONN), Some(dead)) => {
+                let problem = format!("a dead {} mount is there; unmount it with `fusermount3 -uz`", dead.fs_type);
+                return Err(MountError::mountpoint(given, problem));
+            }
+            (Err(error), _) => return Err(mountpoint_error(given, &error.into())),
+            (Ok(_), Some(living)) if living.is_ours() && living.source == source => {
+                return Err(MountError::AlreadyMounted(mountpoint));
+            }
+            (Ok(stat), _) => {
+                let path = resolved.map_err(|error| mountpoint_error(given, &error))?;
+                return Ok(Prepared { path, mode: Some(stat.st_mode) });
             }
         }
-        Err(errno) => Err(fail(errno.desc().to_owned())),
+    }
+    Err(MountError::mountpoint(given, "dead mounts keep appearing there"))
+}
+
+fn mountpoint_error(path: &Path, error: &io::Error) -> MountError {
+    match error.kind() {
+        io::ErrorKind::NotFound => MountError::mountpoint(path, "does not exist"),
+        _ => MountError::mountpoint(path, error.to_string()),
     }
 }
 
-/// An error of the system in words, without its number.
-pub(super) fn words(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split_once(" (os error").map_or(text.as_str(), |(words, _)| words).to_owned()
+fn check_kind(path: &Path, mode: mode_t, root_kind: FileKind) -> Result<(), MountError> {
+    let kind = mode & SFlag::S_IFMT.bits();
+    match root_kind {
+        FileKind::Directory if kind == libc::S_IFDIR => Ok(()),
+        FileKind::Directory => Err(MountError::mountpoint(path, "is not a directory")),
+        _ if kind == libc::S_IFREG => Ok(()),
+        _ => Err(MountError::mountpoint(path, "is not a regular file, as a mount of a single file needs")),
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_source_cannot_become_an_option() {
-        let attachment = Attachment {
-            source: r"a,suid\,dev".to_owned(),
-            mountpoint: PathBuf::from("/m"),
-            flags: MsFlags::MS_NOEXEC,
-            allow_other: true,
-        };
-        let options = helper_options(&attachment);
-        assert_eq!(
-            options,
-            r"ro,nosuid,nodev,default_permissions,subtype=caifs,fsname=a\,suid\\\,dev,noexec,allow_other"
-        );
+/// `None` when the kernel does not allow it to us.
+fn mount_directly(request: &AttachRequest<'_>, mountpoint: &Path) -> Result<Option<OwnedFd>, MountError> {
+    let device = match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+        Ok(device) => device,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
+        Err(error) => return Err(MountError::NoFuse(error)),
+    };
+    let root_mode = if request.root_kind == FileKind::Directory { libc::S_IFDIR } else { libc::S_IFREG };
+    let mut data = format!(
+        "fd={},rootmode={root_mode:o},user_id={},group_id={},default_permissions",
+        device.as_raw_fd(),
+        geteuid(),
+        getegid()
+    );
+    if request.allow_other {
+        data.push_str(",allow_other");
     }
+    let source = CString::new(request.source.as_bytes()).map_err(|_| MountError::Source)?;
+    let flags = request.flags.kernel();
+    match nix::mount::mount(Some(source.as_c_str()), mountpoint, Some(FS_TYPE), flags, Some(data.as_str())) {
+        Ok(()) => Ok(Some(device.into())),
+        Err(Errno::EPERM) => Ok(None),
+        Err(Errno::ENODEV) => Err(MountError::NoFuse(Errno::ENODEV.into())),
+        Err(error) => Err(MountError::Kernel(error.into())),
+    }
+}
+
+/// Whether others may use the mount when nobody says: yes if root mounts, as casync does; a user needs leave for it.
+pub fn default_allow_other() -> bool {
+    geteuid().is_root()
 }

@@ -1,100 +1,188 @@
-//! A process in the background that tells its parent when it is ready, or why it never will be.
+//! Into the background: the caller waits until the child is ready, or gets the reason why it is not.
+//!
+//! The child keeps the caller's terminal and streams until it is ready, so that what it logs is seen and Ctrl-C reaches it; then
+//! it lets go of them, so that a caller who reads its output through a pipe sees the end. The answer comes through a socket that
+//! closes by itself when the child dies.
+//!
+//! Invariant: the child never returns to the caller of [`in_background`], it ends there.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 
-use crate::sys::{Forked, fork};
+use super::MountError;
+use crate::sys::{self, Forked};
 
-/// What the child says when it is ready; anything else is the reason of its failure.
-const READY: &[u8] = b"\0ready";
+/// First byte of the child's answer.
+const READY: u8 = b'R';
+const FAILED: u8 = b'F';
 
-/// The longest reason that is passed on, in bytes.
-const MAX_REASON_BYTES: u64 = 64 << 10;
+/// The longest reason a caller listens to, in bytes.
+const MAX_REASON_BYTES: usize = 64 << 10;
 
-/// Which process this is after [`split`].
+/// How long a child that is too late has to clean up before it is killed.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often a child that was told to end is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Exit code of a child that panicked, as mount(8)'s "internal bug".
+const INTERNAL_BUG: u8 = 4;
+
+/// How the child tells that it is ready.
 #[derive(Debug)]
-pub enum Side {
-    /// The one that was started; it has waited for the other.
-    Parent(Outcome),
-    /// The daemon.
-    Child(Readiness),
+pub struct Ready {
+    caller: Option<UnixStream>,
 }
 
-/// What became of the daemon, as its parent sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// It is ready.
-    Ready,
-    /// It failed: the exit code it wants, and the reason.
-    Failed(u8, String),
+impl Ready {
+    /// For a process that stays in the foreground: nobody is told.
+    pub fn foreground() -> Self {
+        Self { caller: None }
+    }
+
+    /// Lets go of the terminal, the working directory and the standard streams, then tells the caller that all is well.
+    ///
+    /// # Errors
+    /// `Abandoned` when the caller is gone; a failing system call.
+    pub fn tell(self) -> Result<(), MountError> {
+        let Some(mut caller) = self.caller else { return Ok(()) };
+        detach().map_err(MountError::system("detaching from the terminal"))?;
+        caller.write_all(&[READY]).map_err(|_| MountError::Abandoned)
+    }
 }
 
-/// The daemon's duty to report. Dropped without a report, the parent says that the daemon ended.
-#[derive(Debug)]
-pub struct Readiness {
-    parent: UnixStream,
-}
-
-/// Splits off a daemon. Must be called before any thread exists.
+/// Runs `service` in a child process. Returns its process number when `service` has called [`Ready::tell`].
 ///
 /// # Errors
-/// The system cannot make another process.
-pub fn split() -> io::Result<Side> {
-    let (ours, theirs) = UnixStream::pair()?;
-    match fork()? {
+/// What `service` returned instead of telling, with its exit code; `Background` when it died, panicked, or took longer than
+/// `timeout`; `System` when the process cannot be split, as when it has threads.
+pub fn in_background(
+    timeout: Duration,
+    service: impl FnOnce(Ready) -> Result<(), MountError>,
+) -> Result<i32, MountError> {
+    let (ours, theirs) = UnixStream::pair().map_err(MountError::system("socketpair"))?;
+    match sys::fork().map_err(MountError::system("fork"))? {
         Forked::Parent { child } => {
             drop(theirs);
-            Ok(Side::Parent(wait_for_report(ours, child)))
+            wait_for_answer(ours, child, timeout)
         }
         Forked::Child => {
             drop(ours);
-            // A session of its own: the terminal's signals and its end no longer reach it.
-            setsid()?;
-            Ok(Side::Child(Readiness { parent: theirs }))
+            serve(theirs, service)
         }
     }
 }
 
-fn wait_for_report(child_end: UnixStream, child: Pid) -> Outcome {
-    let mut report = Vec::new();
-    let read = child_end.take(MAX_REASON_BYTES).read_to_end(&mut report);
-    if report == READY {
-        return Outcome::Ready;
-    }
-    if let (Ok(_), [exit_code, reason @ ..]) = (read, report.as_slice()) {
-        return Outcome::Failed(*exit_code, String::from_utf8_lossy(reason).into_owned());
-    }
-    let ended = match waitpid(child, None) {
-        Ok(WaitStatus::Exited(_, code)) => format!("with exit code {code}"),
-        Ok(WaitStatus::Signaled(_, signal, _)) => format!("by {signal}"),
-        _ => "for an unknown reason".to_owned(),
+fn serve(caller: UnixStream, service: impl FnOnce(Ready) -> Result<(), MountError>) -> ! {
+    let exit_code = match caller.try_clone() {
+        Err(error) => fail(&caller, &MountError::system("dup")(error)),
+        Ok(caller_of_ready) => {
+            let ready = Ready { caller: Some(caller_of_ready) };
+            match catch_unwind(AssertUnwindSafe(|| service(ready))) {
+                Ok(Ok(())) => 0,
+                Ok(Err(error)) => fail(&caller, &error),
+                Err(_) => {
+                    let reason = "internal error: the background process panicked (see above)";
+                    send_failure(&caller, INTERNAL_BUG, reason);
+                    INTERNAL_BUG
+                }
+            }
+        }
     };
-    const INTERNAL: u8 = 4;
-    Outcome::Failed(INTERNAL, format!("the daemon ended {ended} before it was ready"))
+    std::process::exit(i32::from(exit_code))
 }
 
-impl Readiness {
-    /// Lets go of the terminal and of the directory it was started in, and tells the parent that all is well.
-    ///
-    /// # Errors
-    /// The standard streams cannot be replaced; nothing was told then.
-    pub fn ready(mut self) -> io::Result<()> {
-        std::env::set_current_dir("/")?;
-        let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-        dup2_stdin(&null)?;
-        dup2_stdout(&null)?;
-        dup2_stderr(&null)?;
-        // A parent that was killed cannot be told; the mount is there all the same.
-        let _ = self.parent.write_all(READY);
-        Ok(())
-    }
+/// Tells the reason to a caller who may still be waiting; after readiness nobody listens, and the log has it.
+fn fail(caller: &UnixStream, error: &MountError) -> u8 {
+    tracing::debug!("{error}");
+    send_failure(caller, error.exit_code(), &error.to_string());
+    error.exit_code()
+}
 
-    /// Tells the parent why there will be no daemon.
-    pub fn failed(mut self, exit_code: u8, reason: &str) {
-        let _ = self.parent.write_all(&[&[exit_code.max(1)], reason.as_bytes()].concat());
+fn send_failure(mut caller: &UnixStream, exit_code: u8, reason: &str) {
+    let message = [&[FAILED, exit_code], reason.as_bytes()].concat();
+    // Nobody may be there any more, which changes nothing.
+    let _ = caller.write_all(&message);
+}
+
+fn detach() -> io::Result<()> {
+    nix::unistd::setsid()?;
+    std::env::set_current_dir("/")?;
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&null)?;
+    Ok(())
+}
+
+fn wait_for_answer(mut answer: UnixStream, child: Pid, timeout: Duration) -> Result<i32, MountError> {
+    let deadline = Instant::now() + timeout;
+    let message = match read_answer(&mut answer, deadline) {
+        Ok(message) => message,
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            end(child);
+            let reason = format!("not ready within {} s", timeout.as_secs_f32());
+            return Err(MountError::Background(reason));
+        }
+        Err(error) => return Err(MountError::System { what: "waiting for the background process", error }),
+    };
+    match message.as_slice() {
+        [READY, ..] => Ok(child.as_raw()),
+        [FAILED, exit_code, reason @ ..] => {
+            Err(MountError::Reported { exit_code: *exit_code, reason: String::from_utf8_lossy(reason).into_owned() })
+        }
+        _ => Err(MountError::Background(match waitpid(child, None) {
+            Ok(WaitStatus::Signaled(_, signal, _)) => {
+                format!("the background process was killed by {signal} before the mount was ready")
+            }
+            Ok(WaitStatus::Exited(_, code)) => {
+                format!("the background process ended with status {code} before the mount was ready")
+            }
+            _ => "the background process ended before the mount was ready".into(),
+        })),
     }
+}
+
+/// All the child says: one byte when it is ready, otherwise up to the end of the stream.
+fn read_answer(answer: &mut UnixStream, deadline: Instant) -> io::Result<Vec<u8>> {
+    let mut message = Vec::new();
+    let mut part = [0u8; 1024];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        answer.set_read_timeout(Some(left))?;
+        match answer.read(&mut part) {
+            Ok(0) => return Ok(message),
+            Ok(n) => message.extend_from_slice(&part[..n]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
+            Err(error) => return Err(error),
+        }
+        if message.first() == Some(&READY) || message.len() >= MAX_REASON_BYTES {
+            return Ok(message);
+        }
+    }
+}
+
+/// Ends a child: asks, so that it can unmount, then kills.
+fn end(child: Pid) {
+    let _ = kill(child, Signal::SIGTERM);
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => std::thread::sleep(LOOK_INTERVAL),
+            _ => return,
+        }
+    }
+    let _ = kill(child, Signal::SIGKILL);
+    let _ = waitpid(child, None);
 }

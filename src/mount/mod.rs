@@ -1,38 +1,29 @@
-//! The mount as a service: options, the mount itself, the daemon behind it, and its end.
+//! The mount as a service.
 //!
-//! * [`options`] reads mount options as mount(8) passes them; one table names them all.
-//! * [`table`] reads what is mounted where; [`attach`] mounts and unmounts, as root or through fusermount3.
-//! * [`daemon`] splits off a background process that reports when it is ready; [`run()`] is the whole sequence.
+//! * [`options`]: what was asked for.
+//! * [`attach`]: the mountpoint checked, a dead mount cleaned away, the kernel told; [`Attached`] is the mount.
+//! * [`table`]: what is mounted where. [`detach`]: unmounting, of our own mount only.
+//! * [`daemon`]: into the background, and back to the caller with a yes or a reason.
+//! * [`run`]: all of it in order, with signals.
 //!
-//! Invariants: nothing is unmounted but what we mounted; the caller is told of success only when the mount answers, and of
-//! failure with the reason; no thread exists before the fork; passwords do not appear in the mount table.
+//! Invariants: a mount that was made is unmounted when its [`Attached`] goes; nothing else is ever unmounted but dead mounts of
+//! our own type; no password gets into the mount table.
 
 pub mod attach;
 pub mod daemon;
+pub mod detach;
+mod error;
+mod fusermount;
 pub mod options;
 pub mod run;
+mod signals;
+mod source;
 pub mod table;
 
-pub use attach::{How, unmount};
-pub use run::{MountRequest, run};
+pub use attach::{Attached, Mounted};
+pub use error::{BoxError, MountError};
+pub use run::{MountRequest, Place, mount};
+pub use source::shown_source;
 
-/// Why a mount or unmount failed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum MountError {
-    /// Wrong arguments or options.
-    #[error("{0}")]
-    Usage(String),
-    /// It could not be done.
-    #[error("{0}")]
-    Failed(String),
-}
-
-impl MountError {
-    /// The exit code that mount(8) has for this: 1 for usage, 32 for a failed mount.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Usage(_) => 1,
-            Self::Failed(_) => 32,
-        }
-    }
-}
+/// The type that mount tables show.
+pub const FS_TYPE: &str = "fuse.caifs";

@@ -1,172 +1,174 @@
-//! The whole of a mount: check, split off the daemon, open, attach, serve, and clean up.
+//! A mount from beginning to end: `fork` -> open -> attach -> serve -> ready -> run -> unmount.
+//!
+//! What a volume is and how the kernel is answered come in as closures, so that this file is about the order only.
+//! Invariant: the caller learns of success when the mount is usable, and of failure when nothing of it is left.
 
-use std::io::Read;
+use std::ffi::OsString;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use nix::sys::signal::Signal;
-use tokio::runtime::{Handle, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 
-use super::MountError;
-use super::attach::{Attached, Attachment, attach, prepare, words};
-use super::daemon::{self, Outcome, Readiness, Side};
-use super::options::MountOptions;
-use crate::fuse::{self, Session};
-use crate::report::Report;
-use crate::store::location::without_password;
-use crate::sys;
-use crate::volume::open::open_volume;
+use super::attach::{AttachRequest, READ_AHEAD_KIB, attach, default_allow_other, prepare};
+use super::daemon::{Ready, in_background};
+use super::detach::How;
+use super::options::VfsFlags;
+use super::signals::Watch;
+use super::{Attached, BoxError, MountError, shown_source};
+use crate::volume::Volume;
 
-/// A mount to be made.
+/// How long a background mount may take to become ready: less than the 90 s that systemd gives a mount unit.
+pub const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Where a mount is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In this process, until it is unmounted.
+    Foreground,
+    /// In a child process; returns when the mount is usable.
+    Background,
+}
+
+/// What to mount, where, and how.
 #[derive(Debug, Clone)]
 pub struct MountRequest {
-    /// What is mounted, as the user named it: shown in messages and, without password, in the mount table.
-    pub spec: String,
-    /// The file to open.
-    pub path: PathBuf,
-    /// Where to mount it.
+    /// As it was given; the mount table shows it without passwords.
+    pub source: OsString,
+    /// As it was given.
     pub mountpoint: PathBuf,
-    /// How.
-    pub options: MountOptions,
-    /// Stay in this process until it is unmounted.
-    pub foreground: bool,
+    /// Flags for the kernel.
+    pub flags: VfsFlags,
+    /// Whether other users may use the mount; `None` means: yes when root mounts.
+    pub allow_other: Option<bool>,
+    /// Where it is served.
+    pub place: Place,
+    /// How long the background process may take to become ready.
+    pub ready_timeout: Duration,
 }
 
-impl MountRequest {
-    fn fail(&self, why: impl std::fmt::Display) -> MountError {
-        MountError::Failed(format!(
-            "cannot mount {} on {}: {why}",
-            without_password(&self.spec),
-            self.mountpoint.display()
-        ))
-    }
+/// A fresh mount, for whoever answers the kernel.
+#[derive(Debug)]
+pub struct Served {
+    /// What is mounted.
+    pub volume: Arc<dyn Volume>,
+    /// Where requests come from; INIT waits.
+    pub fd: OwnedFd,
+    /// Whether requests of other users are answered.
+    pub allow_other: bool,
+    /// Where futures run.
+    pub runtime: Handle,
 }
 
-/// Mounts. In the background, returns when the mount answers; in the foreground, when it is unmounted.
+/// How a mount ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MountOutcome {
+    /// Another process serves it.
+    Background {
+        /// Its number.
+        pid: i32,
+    },
+    /// It was served here and has been unmounted.
+    Ended,
+}
+
+/// Mounts. `open` makes the volume, told whether the mountpoint is a regular file; `serve` does the INIT handshake and gives a function that answers the kernel until the
+/// connection ends. In the background both run in the child, and so must not have started threads before.
 ///
 /// # Errors
-/// It could not be mounted; nothing is left behind then.
-pub fn run(mut request: MountRequest) -> Result<(), MountError> {
-    request.mountpoint = prepare(&request.mountpoint).map_err(|error| request.fail(error))?;
-    if request.foreground {
-        return serve(&request, None);
-    }
-    match daemon::split().map_err(|error| request.fail(words(&error)))? {
-        Side::Parent(Outcome::Ready) => Ok(()),
-        Side::Parent(Outcome::Failed(exit_code, reason)) => Err(match exit_code {
-            1 => MountError::Usage(reason),
-            _ => MountError::Failed(reason),
-        }),
-        Side::Child(readiness) => {
-            // The parent has the word on how it went; from here on this is the daemon, which ends with its mount.
-            let ended = serve(&request, Some(readiness));
-            std::process::exit(i32::from(ended.is_err()));
-        }
-    }
-}
-
-fn serve(request: &MountRequest, mut readiness: Option<Readiness>) -> Result<(), MountError> {
-    let started = start(request);
-    let mount = match started {
-        Ok(mount) => mount,
-        Err(error) => {
-            if let Some(readiness) = readiness.take() {
-                readiness.failed(error.exit_code(), &error.to_string());
-            }
-            return Err(error);
-        }
+/// [`MountError::Failed`], with the reason and the exit code; nothing is mounted then.
+pub fn mount<O, S, R>(request: &MountRequest, open: O, serve: S) -> Result<MountOutcome, MountError>
+where
+    O: FnOnce(&Runtime, bool) -> Result<Arc<dyn Volume>, BoxError>,
+    S: FnOnce(Served) -> io::Result<R>,
+    R: FnOnce() -> io::Result<()>,
+{
+    let outcome = match request.place {
+        Place::Foreground => service(request, open, serve, Ready::foreground()).map(|()| MountOutcome::Ended),
+        Place::Background => in_background(request.ready_timeout, |ready| service(request, open, serve, ready))
+            .map(|pid| MountOutcome::Background { pid }),
     };
-    if let Some(readiness) = readiness.take()
-        && let Err(error) = readiness.ready()
-    {
-        tracing::warn!("cannot go into the background: {error}");
-    }
-    let Mount { attached, server, report, runtime } = mount;
-    let ended = server.join();
-    // Unmounted from outside, aborted or failed: in every case nothing of ours may stay behind.
-    let _ = attached.detach();
-    // A store that hangs must not keep the daemon.
-    runtime.shutdown_background();
-    tracing::info!(?report, "unmounted");
-    match ended {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(request.fail(words(&error))),
-        Err(_) => Err(request.fail("the server panicked")),
-    }
-}
-
-/// A mount that answers.
-struct Mount {
-    attached: Arc<Attached>,
-    server: std::thread::JoinHandle<std::io::Result<()>>,
-    report: Arc<Report>,
-    runtime: Runtime,
-}
-
-fn start(request: &MountRequest) -> Result<Mount, MountError> {
-    let fail = |why: &dyn std::fmt::Display| request.fail(why);
-    // Before anything is mounted, so that no signal in between can leave the mount behind.
-    let signals =
-        sys::catch_signals(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]).map_err(|error| fail(&words(&error)))?;
-    let runtime = Runtime::new().map_err(|error| fail(&words(&error)))?;
-    let report = Arc::new(Report::default());
-    let config = &request.options.config;
-    let on_file = request.mountpoint.is_file();
-    let opening = open_volume(&request.path, config, on_file, &report);
-    let volume = runtime.block_on(opening).map_err(|error| fail(&error))?;
-    let is_root = nix::unistd::geteuid().is_root();
-    let attachment = Attachment {
-        source: without_password(&request.spec),
+    outcome.map_err(|error| MountError::Failed {
+        source_name: shown_source(&request.source).to_string_lossy().into_owned(),
         mountpoint: request.mountpoint.clone(),
-        flags: request.options.flags,
-        allow_other: config.allow_other.unwrap_or(is_root),
+        reason: error.to_string(),
+        exit_code: error.exit_code(),
+    })
+}
+
+fn service<O, S, R>(request: &MountRequest, open: O, serve: S, ready: Ready) -> Result<(), MountError>
+where
+    O: FnOnce(&Runtime, bool) -> Result<Arc<dyn Volume>, BoxError>,
+    S: FnOnce(Served) -> io::Result<R>,
+    R: FnOnce() -> io::Result<()>,
+{
+    let watch = Watch::start().map_err(MountError::system("catching signals"))?;
+    let runtime = Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("caifs")
+        .build()
+        .map_err(MountError::system("starting threads"))?;
+    let ended = serve_until_unmounted(request, watch, &runtime, open, serve, ready);
+    // Without waiting for tasks that hang: a dead store must not keep the process.
+    runtime.shutdown_background();
+    ended
+}
+
+fn serve_until_unmounted<O, S, R>(
+    request: &MountRequest,
+    watch: &'static Watch,
+    runtime: &Runtime,
+    open: O,
+    serve: S,
+    ready: Ready,
+) -> Result<(), MountError>
+where
+    O: FnOnce(&Runtime, bool) -> Result<Arc<dyn Volume>, BoxError>,
+    S: FnOnce(Served) -> io::Result<R>,
+    R: FnOnce() -> io::Result<()>,
+{
+    let source = shown_source(&request.source);
+    let prepared = prepare(&request.mountpoint, &source)?;
+    let volume = open(runtime, prepared.is_file()).map_err(MountError::Open)?;
+    let allow_other = request.allow_other.unwrap_or_else(default_allow_other);
+    let attach_request = AttachRequest {
+        mountpoint: &request.mountpoint,
+        source: &source,
+        root_kind: volume.root_kind(),
+        flags: request.flags,
+        allow_other,
     };
-    let (attached, fd) = attach(&attachment).map_err(|error| fail(&error))?;
-    let attached = Arc::new(attached);
-    let begin = |fd: OwnedFd, runtime: Handle| -> std::io::Result<_> {
-        let settings = fuse::Settings { io_timeout: config.io_timeout };
-        let session = fuse::serve(volume, fd, settings, runtime, Arc::clone(&report))?;
-        attached.raise_read_ahead();
-        unmount_on_signals(signals, Arc::clone(&attached))?;
-        let server = std::thread::Builder::new().name("session".to_owned()).spawn(|| Session::run(session))?;
-        // The answer to this comes from the mount itself, so it is the proof that it works.
-        std::fs::symlink_metadata(attached.mountpoint())?;
-        Ok(server)
-    };
-    match begin(fd, runtime.handle().clone()) {
-        Ok(server) => Ok(Mount { attached, server, report, runtime }),
-        Err(error) => {
-            let _ = attached.detach();
-            Err(fail(&words(&error)))
-        }
+    let (fd, attached) = watch.guard(|| attach(&attach_request))?;
+    let _in_care = InCare { watch, attached: Arc::clone(&attached) };
+    let served = Served { volume, fd, allow_other, runtime: runtime.handle().clone() };
+    let run = serve(served).map_err(MountError::Serve)?;
+    set_read_ahead(&attached);
+    ready.tell()?;
+    tracing::info!("mounted on {}", attached.mountpoint().display());
+    run().map_err(MountError::Serve)
+}
+
+fn set_read_ahead(attached: &Attached) {
+    if let Err(error) = attached.set_read_ahead(READ_AHEAD_KIB) {
+        // A user may not, and reads smaller pieces then.
+        tracing::debug!("kernel read-ahead stays at its default: {error}");
     }
 }
 
-/// Unmounts at the first SIGTERM or SIGINT, lazily when it is busy; ends the process at the second. SIGHUP is for a later use
-/// and does nothing, so that a closed terminal does not end a mount.
-fn unmount_on_signals(mut signals: UnixStream, attached: Arc<Attached>) -> std::io::Result<()> {
-    let watch = move || {
-        let mut n_asked = 0;
-        let mut signal = [0];
-        while signals.read_exact(&mut signal).is_ok() {
-            if i32::from(signal[0]) == libc::SIGHUP {
-                continue;
-            }
-            n_asked += 1;
-            if n_asked > 1 {
-                std::process::exit(128 + i32::from(signal[0]));
-            }
-            match attached.detach() {
-                Ok(false) => {}
-                Ok(true) => tracing::warn!(
-                    "{} is busy: detached, and served until its last file is closed (a second signal ends it now)",
-                    attached.mountpoint().display()
-                ),
-                Err(error) => tracing::warn!("{error}"),
-            }
+/// A mount in the care of the watch; unmounted and taken out of it on drop, however the service ends.
+struct InCare {
+    watch: &'static Watch,
+    attached: Arc<Attached>,
+}
+
+impl Drop for InCare {
+    fn drop(&mut self) {
+        // Unmounted first: a signal in between finds a mount that is gone, which is no error.
+        if let Err(error) = self.attached.unmount(How::LazilyWhenBusy) {
+            tracing::warn!("{error}");
         }
-    };
-    std::thread::Builder::new().name("signals".to_owned()).spawn(watch).map(drop)
+        self.watch.release();
+    }
 }

@@ -18,6 +18,9 @@ const WINDOW_CHILDREN: usize = 1024;
 /// Bytes of chunks held while a window is read.
 const MAX_PINNED_BYTES: u64 = 8 << 20;
 
+/// Windows read at the same time, so that the chunks held for listings are bounded whatever the number of readers.
+pub(super) const MAX_LISTINGS: usize = 4;
+
 /// A name in a directory and what it names.
 #[derive(Debug, Clone)]
 pub struct Child {
@@ -76,6 +79,12 @@ impl Tree {
     }
 
     async fn load_window(&self, dir: &Dir, window_idx: usize) -> Result<Arc<Vec<Child>>, TreeError> {
+        // Never closed, so this always gives a permit.
+        let _permit = self.listing_permits.acquire().await;
+        if let Some(window) = self.listings.get(&(dir.node.entry_offset, window_idx)) {
+            // Another reader has read it in the meantime.
+            return Ok(window);
+        }
         let start = window_idx * WINDOW_CHILDREN;
         let items = dir.items.get(start..).unwrap_or_default();
         let items = &items[..items.len().min(WINDOW_CHILDREN)];

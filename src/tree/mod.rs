@@ -16,6 +16,7 @@ mod node;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use crate::blob::{Blob, BlobError};
 use crate::format::catar::node::ENTRY_BYTES;
@@ -74,6 +75,7 @@ pub struct Tree {
     nodes: Bounded<u64, Arc<Node>>,
     dirs: Bounded<u64, Arc<Dir>>,
     listings: Bounded<(u64, usize), Arc<Vec<Child>>>,
+    listing_permits: Semaphore,
 }
 
 impl Tree {
@@ -102,6 +104,7 @@ impl Tree {
             nodes: Bounded::new(config.node_bytes),
             dirs: Bounded::new(config.table_bytes),
             listings: Bounded::new(config.listing_bytes),
+            listing_permits: Semaphore::new(list::MAX_LISTINGS),
         })
     }
 

@@ -1,0 +1,120 @@
+//! Flags that every file system has: what mount(8) may pass, and what of it the kernel or fusermount3 is told.
+
+use nix::mount::MsFlags;
+
+/// `MS_NOSYMFOLLOW` of linux/mount.h, which nix does not name.
+const NOSYMFOLLOW: MsFlags = MsFlags::from_bits_retain(256);
+
+/// An option of every file system: the flag it sets or clears.
+#[derive(Debug)]
+pub(super) struct VfsOption {
+    pub(super) name: &'static str,
+    flag: MsFlags,
+    set: bool,
+}
+
+const fn on(name: &'static str, flag: MsFlags) -> VfsOption {
+    VfsOption { name, flag, set: true }
+}
+
+const fn off(name: &'static str, flag: MsFlags) -> VfsOption {
+    VfsOption { name, flag, set: false }
+}
+
+const NONE: MsFlags = MsFlags::empty();
+
+/// All of them. Those without a flag are accepted and mean nothing to a read-only file system, or are read elsewhere.
+pub(super) const VFS_OPTIONS: &[VfsOption] = &[
+    on("ro", NONE),
+    on("rw", NONE),
+    on("remount", NONE),
+    on("nosuid", MsFlags::MS_NOSUID),
+    off("suid", MsFlags::MS_NOSUID),
+    on("nodev", MsFlags::MS_NODEV),
+    off("dev", MsFlags::MS_NODEV),
+    on("noexec", MsFlags::MS_NOEXEC),
+    off("exec", MsFlags::MS_NOEXEC),
+    on("noatime", MsFlags::MS_NOATIME),
+    off("atime", MsFlags::MS_NOATIME),
+    on("nodiratime", MsFlags::MS_NODIRATIME),
+    off("diratime", MsFlags::MS_NODIRATIME),
+    on("relatime", MsFlags::MS_RELATIME),
+    off("norelatime", MsFlags::MS_RELATIME),
+    on("strictatime", MsFlags::MS_STRICTATIME),
+    off("nostrictatime", MsFlags::MS_STRICTATIME),
+    on("nosymfollow", NOSYMFOLLOW),
+    off("symfollow", NOSYMFOLLOW),
+    on("sync", NONE),
+    on("async", NONE),
+    on("dirsync", NONE),
+    on("lazytime", NONE),
+    on("nolazytime", NONE),
+    on("iversion", NONE),
+    on("noiversion", NONE),
+    on("mand", NONE),
+    on("nomand", NONE),
+    on("silent", NONE),
+    on("loud", NONE),
+    on("quiet", NONE),
+];
+
+pub(super) fn vfs_option(name: &str) -> Option<&'static VfsOption> {
+    VFS_OPTIONS.iter().find(|option| option.name == name)
+}
+
+/// Flags of a mount. It is always read-only; set-id programs and device nodes mean nothing in it unless asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VfsFlags(MsFlags);
+
+impl Default for VfsFlags {
+    fn default() -> Self {
+        Self(MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV)
+    }
+}
+
+impl VfsFlags {
+    pub(super) fn apply(&mut self, option: &VfsOption) {
+        self.0.set(option.flag, option.set);
+    }
+
+    /// For mount(2).
+    pub(in crate::mount) fn kernel(self) -> MsFlags {
+        self.0
+    }
+
+    /// For the `-o` of fusermount3, which sets `nosuid,nodev` for other users than root in any case and refuses flags it does
+    /// not know.
+    pub(in crate::mount) fn fusermount(self) -> String {
+        let names = [
+            (MsFlags::MS_NOSUID, "nosuid"),
+            (MsFlags::MS_NODEV, "nodev"),
+            (MsFlags::MS_NOEXEC, "noexec"),
+            (MsFlags::MS_NOATIME, "noatime"),
+        ];
+        let set = names.iter().filter(|(flag, _)| self.0.contains(*flag)).map(|(_, name)| *name);
+        std::iter::once("ro").chain(set).collect::<Vec<_>>().join(",")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_follow_the_options_and_stay_read_only() {
+        let mut flags = VfsFlags::default();
+        assert_eq!(flags.fusermount(), "ro,nosuid,nodev");
+        for name in ["rw", "suid", "dev", "noexec", "noatime", "sync"] {
+            flags.apply(vfs_option(name).expect(name));
+        }
+        assert_eq!(flags.kernel(), MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME);
+        assert_eq!(flags.fusermount(), "ro,noexec,noatime");
+    }
+
+    #[test]
+    fn no_option_is_listed_twice() {
+        for (i, option) in VFS_OPTIONS.iter().enumerate() {
+            assert!(VFS_OPTIONS[i + 1..].iter().all(|other| other.name != option.name), "{}", option.name);
+        }
+    }
+}
