@@ -19,7 +19,7 @@ use crate::support::run::{caifs, run};
 use crate::support::scratch::Scratch;
 
 /// Whether real mounts are possible; says so once when not.
-fn can_mount() -> bool {
+pub fn can_mount() -> bool {
     let possible = is_root() && Path::new("/dev/fuse").exists();
     if !possible {
         missing("root and /dev/fuse: real mounts");
@@ -41,7 +41,7 @@ fn make(scratch: &Scratch, content: &[u8]) -> (PathBuf, PathBuf) {
     (index, store)
 }
 
-fn mount_with(spec: &Path, store: Option<&Path>, mountpoint: &Path, options: &[&str]) -> Result<Mounted, String> {
+pub fn mount_with(spec: &Path, store: Option<&Path>, mountpoint: &Path, options: &[&str]) -> Result<Mounted, String> {
     let mut command = caifs();
     command.arg("mount").arg(spec).arg(mountpoint).args(options);
     if let Some(store) = store {
@@ -51,7 +51,7 @@ fn mount_with(spec: &Path, store: Option<&Path>, mountpoint: &Path, options: &[&
 }
 
 #[track_caller]
-fn mount(spec: &Path, store: Option<&Path>, mountpoint: &Path) -> Mounted {
+pub fn mount(spec: &Path, store: Option<&Path>, mountpoint: &Path) -> Mounted {
     mount_with(spec, store, mountpoint, &[]).unwrap()
 }
 
@@ -61,7 +61,7 @@ fn n_fetches(mountpoint: &Path) -> u64 {
     String::from_utf8(value).unwrap().parse().unwrap()
 }
 
-fn contents(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub fn contents(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut all = BTreeMap::new();
     let mut waiting = vec![root.to_owned()];
     while let Some(dir) = waiting.pop() {

@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod chunks;
+mod cli;
 mod format;
+mod hostile;
 mod inspect;
+mod interop;
 mod layering;
 mod model;
 mod mount;
@@ -13,3 +16,4 @@ mod pack;
 mod pack_tar;
 mod store;
 mod support;
+mod volume;

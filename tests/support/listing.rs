@@ -122,6 +122,17 @@ impl Listing {
         self
     }
 
+    /// The listing of entries that were found in another way than through the kernel.
+    pub fn from_entries(entries: impl IntoIterator<Item = (Vec<u8>, Entry)>) -> Self {
+        Self(entries.into_iter().collect())
+    }
+
+    /// The listing without some entries: what one of two sides is known to leave out.
+    pub fn without(mut self, is_left_out: impl Fn(&[u8], &Entry) -> bool) -> Self {
+        self.0.retain(|path, entry| !is_left_out(path, entry));
+        self
+    }
+
     /// Panics with the first differences, one a line, unless both listings are the same.
     #[track_caller]
     pub fn assert_same(&self, other: &Self) {
