@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use caifs::mount::options::VfsFlags;
 use caifs::mount::run::{MountOutcome, MountRequest, Place, Served, mount};
-use caifs::volume::{Answer, Attr, Listing, FileKind, Volume, VolumeError, VolumeStat};
+use caifs::volume::{Answer, Attr, FileKind, Listing, Volume, VolumeError, VolumeStat};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData,
     ReplyEntry, Request, Session, SessionACL,
