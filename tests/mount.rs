@@ -88,7 +88,12 @@ fn a_tree_shows_every_attribute_and_all_content_of_its_source() {
     Corner::ALL.build(&source);
     fs::write(source.join("large"), noise(3_000_000)).unwrap();
     let (index, store) = pack(&scratch, &source);
-    let wanted = tree_listing(&source);
+    let wanted = tree_listing(&source).map(|_, entry| {
+        // One nanosecond before 1970 is "no time" in the format, and stored as the nanosecond before.
+        if entry.mtime == (-1, 999_999_999) {
+            entry.mtime = (-1, 999_999_998);
+        }
+    });
     let mounted = mount(&index, Some(&store), &mountpoint);
     tree_listing(&mountpoint).assert_same(&wanted);
     assert!(contents(&mountpoint) == contents(&source), "content differs");
@@ -457,7 +462,7 @@ fn a_busy_mount_is_detached_by_sigterm_and_served_until_its_last_file_is_closed(
     let mounted = mount(&index, Some(&store), &mountpoint);
     let disk = File::open(mountpoint.join("disk")).unwrap();
     let busy = run(caifs().arg("umount").arg(&mountpoint)).fails();
-    assert!(busy.error_line().contains("busy"), "{}", busy.stderr);
+    assert!(busy.error_line().contains("in use"), "{}", busy.stderr);
     for &pid in mounted.pids() {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).unwrap();
     }
@@ -512,7 +517,7 @@ fn a_place_where_a_mount_of_ours_lives_is_refused() {
     let mountpoint = scratch.dir("m");
     let _mounted = mount(&index, Some(&store), &mountpoint);
     let again = run(caifs().arg("mount").arg(&index).arg(&mountpoint).arg("-s").arg(&store)).fails();
-    assert!(again.error_line().contains("is mounted there already"), "{}", again.stderr);
+    assert!(again.error_line().contains("already mounted on"), "{}", again.stderr);
     assert_eq!(fs::read(mountpoint.join("disk")).unwrap(), b"content");
 }
 

@@ -1,5 +1,6 @@
 //! `caifs demo`: the main job on a real directory, step by step, with the commands it runs.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -37,10 +38,12 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     say(&format!("  {} of {chunks} chunks fetched.\n", demo.fetched()?))?;
 
     say("Listing it:")?;
-    let mut names: Vec<_> = fs::read_dir(demo.mountpoint())?.collect::<Result<_, _>>()?;
-    names.sort_by_key(fs::DirEntry::file_name);
+    // Names only: an entry keeps its directory open, and the mount busy.
+    let names = fs::read_dir(demo.mountpoint())?.map(|entry| entry.map(|entry| entry.file_name()));
+    let mut names: Vec<OsString> = names.collect::<Result<_, _>>()?;
+    names.sort();
     for name in names.iter().take(SHOWN_LINES) {
-        say(&format!("  {}", name.file_name().display()))?;
+        say(&format!("  {}", name.display()))?;
     }
     say(&format!("  … {} entries, {} of {chunks} chunks fetched so far.\n", names.len(), demo.fetched()?))?;
 

@@ -3,6 +3,7 @@
 //! A location is a path or a `file://` URL. Other schemes are named in the error, so that a typing mistake and a store this
 //! version cannot reach are told apart.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -46,14 +47,26 @@ impl Location {
         }
     }
 
-    /// The store at this location for writing; a directory is made with the first chunk.
+    /// The store at this location for writing; a directory that is not there is made (so that what has no chunks has a store, too).
     ///
     /// # Errors
-    /// The store cannot be opened.
+    /// The store cannot be made or opened.
     pub fn create(&self) -> Result<Arc<dyn WriteStore>, StoreError> {
         match self {
-            Self::Local(path) if path.exists() => Ok(Arc::new(LocalStore::open(path)?)),
-            Self::Local(path) => Ok(Arc::new(LocalStore::create(path))),
+            Self::Local(path) => {
+                match std::fs::create_dir(path) {
+                    Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                        let name = path.display().to_string();
+                        return Err(StoreError {
+                            store: name.clone(),
+                            object: name,
+                            reason: format!("cannot be made: {error}"),
+                        });
+                    }
+                    _ => {}
+                }
+                Ok(Arc::new(LocalStore::open(path)?))
+            }
         }
     }
 
