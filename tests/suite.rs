@@ -9,6 +9,7 @@ mod hostile;
 mod inspect;
 mod interop;
 mod layering;
+mod ls;
 mod model;
 mod mount;
 mod mount_service;

@@ -91,7 +91,8 @@ impl<W: Write> List<'_, W> {
 
     fn line(&mut self, path: &[u8], node: &Node) -> Result<()> {
         if self.args.json {
-            serde_json::to_writer(&mut self.out, &Line::new(path, node))?;
+            // As the error of the output that it is, so that a reader that went away is known.
+            serde_json::to_writer(&mut self.out, &Line::new(path, node)).map_err(io::Error::from)?;
             return Ok(self.out.write_all(b"\n")?);
         }
         if self.args.long {

@@ -25,6 +25,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 use args::{Args, Verb};
+use output::printable;
 
 /// Exit code for wrong arguments and for failures of every verb but `mount` (as desync; mount(8) calls it "incorrect invocation").
 const EXIT_FAILURE: u8 = 1;
@@ -34,10 +35,21 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args = match Args::try_parse_from(argv) {
         Ok(args) => args,
         Err(error) => {
-            // Help and version are answers, everything else is a mistake.
-            let asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-            let _ = error.print();
-            return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILURE) };
+            return match error.kind() {
+                // Help and version are answers, everything else is a mistake.
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+                    let _ = error.print();
+                    ExitCode::SUCCESS
+                }
+                ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                    let _ = error.print();
+                    ExitCode::from(EXIT_FAILURE)
+                }
+                _ => {
+                    complain(&mistake(&error.render().to_string()));
+                    ExitCode::from(EXIT_FAILURE)
+                }
+            };
         }
     };
     init_log(args.verbose);
@@ -57,9 +69,48 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "caifs: {error:#}");
+            complain(&format!("{error:#}"));
             ExitCode::from(EXIT_FAILURE)
         }
+    }
+}
+
+/// Says what went wrong, in one line whatever the names in it, and without the system's numbers beside its words.
+fn complain(message: &str) {
+    let _ = writeln!(
+        io::stderr(),
+        "caifs: {}",
+        String::from_utf8_lossy(&printable(without_os_errors(message).as_bytes(), true))
+    );
+}
+
+/// The text without ` (os error 2)` behind the words that say the same.
+fn without_os_errors(message: &str) -> String {
+    const BEFORE: &str = " (os error ";
+    let mut pieces = message.split(BEFORE);
+    let mut text = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        match piece.split_once(')') {
+            Some((number, rest)) if number.bytes().all(|byte| byte.is_ascii_digit()) => text.push_str(rest),
+            _ => {
+                text.push_str(BEFORE);
+                text.push_str(piece);
+            }
+        }
+    }
+    text
+}
+
+/// What clap says of wrong arguments, which it lays out over several lines, as one.
+fn mistake(rendered: &str) -> String {
+    let lines = rendered.lines().map(str::trim).filter(|line| !line.is_empty());
+    let (usage, said): (Vec<&str>, Vec<&str>) =
+        lines.filter(|line| !line.starts_with("For more information")).partition(|line| line.starts_with("Usage: "));
+    let said = said.join(" ");
+    let said = said.strip_prefix("error: ").unwrap_or(&said);
+    match usage.first().and_then(|usage| usage.strip_prefix("Usage: ")) {
+        Some(usage) => format!("{said} (usage: {usage}; more with --help)"),
+        None => format!("{said} (more with --help)"),
     }
 }
 
@@ -79,4 +130,26 @@ fn init_log(verbose: u8) {
     };
     let filter = EnvFilter::try_from_env("CAIFS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_one_line_in_words() {
+        for (message, wanted) in [
+            ("x: No such file (os error 2)", "x: No such file"),
+            ("x (os error 2): y (os error 28): z", "x: y: z"),
+            ("a file (os error of mine)", "a file (os error of mine)"),
+            ("x (os error 2", "x (os error 2"),
+        ] {
+            assert_eq!(without_os_errors(message), wanted);
+        }
+        let mistaken = |args: &[&str]| mistake(&Args::try_parse_from(args).expect_err("wrong").render().to_string());
+        let missing = mistaken(&["caifs", "info"]);
+        assert!(missing.starts_with("the following required arguments were not provided: <INDEX> (usage: caifs info"));
+        assert!(mistaken(&["caifs", "mnt"]).starts_with("unrecognized subcommand 'mnt' (usage: caifs"));
+        assert!(!mistaken(&["caifs", "info", "-f", "xml", "x"]).contains('\n'));
+    }
 }

@@ -1,6 +1,5 @@
 //! `caifs mount`.
 
-use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -27,7 +26,7 @@ pub fn run(args: MountArgs) -> ExitCode {
             Err(error) => (error.to_string(), error.exit_code()),
         },
     };
-    let _ = writeln!(io::stderr(), "caifs: {message}");
+    super::complain(&message);
     ExitCode::from(exit_code)
 }
 

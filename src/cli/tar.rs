@@ -1,16 +1,17 @@
 //! `caifs tar`: a directory as an archive, or as an index and chunks.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, ErrorKind, IntoInnerError, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 
 use super::args::TarArgs;
 use super::make::{check_suffix, make_options};
 use super::output::progress_bar;
 use crate::chunk::chunker::CutRule;
 use crate::format::catar::FeatureFlags;
+use crate::pack::PackError;
 use crate::pack::output::AtomicFile;
 use crate::pack::sink::Sink;
 use crate::pack::tar::{TarOptions, tar};
@@ -45,22 +46,58 @@ pub fn run(args: &TarArgs) -> Result<()> {
     }
     check_suffix(&args.out, "catar")?;
     if args.out == Path::new("-") {
-        let mut out = BufWriter::new(io::stdout().lock());
-        tar(&args.source, &tar_options, &mut out)?;
-        out.flush()?;
+        let mut out = BufWriter::new(Output::new(Path::new("stdout"), io::stdout().lock()));
+        let done = tar(&args.source, &tar_options, &mut out).map_err(anyhow::Error::from);
+        let done = done.and_then(|_| Ok(out.flush()?));
+        if out.get_ref().reader_left {
+            return Err(io::Error::from(ErrorKind::BrokenPipe).into());
+        }
+        done?;
     } else if args.out.metadata().is_ok_and(|metadata| !metadata.is_file()) {
-        let mut out = BufWriter::new(
-            File::options().write(true).open(&args.out).with_context(|| args.out.display().to_string())?,
-        );
+        let file = File::options().write(true).open(&args.out).with_context(|| args.out.display().to_string())?;
+        let mut out = BufWriter::new(Output::new(&args.out, file));
         tar(&args.source, &tar_options, &mut out)?;
         out.flush()?;
     } else {
-        let mut out = BufWriter::with_capacity(1 << 20, AtomicFile::create(&args.out, ARCHIVE_MODE)?);
+        let file = Output::new(&args.out, AtomicFile::create(&args.out, ARCHIVE_MODE)?);
+        let mut out = BufWriter::with_capacity(1 << 20, file);
         tar(&args.source, &tar_options, &mut out)?;
-        out.into_inner().map_err(|error| anyhow!("{}: {}", args.out.display(), error.error()))?.commit()?;
+        out.into_inner().map_err(IntoInnerError::into_error)?.inner.commit()?;
     }
     bar.finish_and_clear();
     Ok(())
+}
+
+/// Where an archive goes: its errors have its name, and a reader that went away is known.
+struct Output<'a, W> {
+    name: &'a Path,
+    inner: W,
+    reader_left: bool,
+}
+
+impl<'a, W: Write> Output<'a, W> {
+    fn new(name: &'a Path, inner: W) -> Self {
+        Self { name, inner, reader_left: false }
+    }
+
+    fn named(&mut self, error: &io::Error) -> io::Error {
+        self.reader_left |= error.kind() == ErrorKind::BrokenPipe;
+        io::Error::other(PackError::file(self.name, error))
+    }
+}
+
+impl<W: Write> Write for Output<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.inner.write(bytes) {
+            // Asked again by the caller.
+            Err(error) if error.kind() == ErrorKind::Interrupted => Err(error),
+            written => written.map_err(|error| self.named(&error)),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush().map_err(|error| self.named(&error))
+    }
 }
 
 /// What to store, as casync's `--with` and `--without` say it: `--with` replaces the default, `--without` takes away.
