@@ -87,7 +87,7 @@ fn walk_all(runtime: &Runtime, volume: &dyn Volume, max_entries: usize) -> Walke
 
 /// Opens and walks; errors of opening count as one. No node is smaller than its ENTRY.
 fn open_and_walk(runtime: &Runtime, archive: &[u8]) -> Walked {
-    match archive_volume(runtime, archive, if archive.len() % 2 == 0 { MEMORY } else { NO_MEMORY }) {
+    match archive_volume(runtime, archive, if archive.len().is_multiple_of(2) { MEMORY } else { NO_MEMORY }) {
         Ok(volume) => walk_all(runtime, &volume, archive.len() / 64 + 1),
         Err(error) => {
             assert_eq!(error.errno(), libc::EIO, "{error}");

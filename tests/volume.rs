@@ -369,6 +369,19 @@ fn every_fault_has_its_site() {
 }
 
 #[test]
+fn a_read_after_a_failed_one_is_not_given_the_answer_of_before() {
+    let runtime = Runtime::new().unwrap();
+    let archive = include_bytes!("data/casync.catar");
+    for round in 0..500 {
+        // Everything that memory does not hold comes from the store again, and every second answer is a failure.
+        let fault = |_, n_before: u64| if n_before.is_multiple_of(2) { Fault::Fail } else { Fault::None };
+        let blob = blob(archive, 1 << 16, fault);
+        assert!(runtime.block_on(blob.read_at(0, 10)).is_err(), "round {round}");
+        assert_eq!(runtime.block_on(blob.read_at(0, 10)).unwrap(), archive[..10], "round {round}");
+    }
+}
+
+#[test]
 fn a_plain_archive_that_is_cut_while_open_is_eio() {
     let runtime = Runtime::new().unwrap();
     let scratch = Scratch::new();
