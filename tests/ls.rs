@@ -21,14 +21,14 @@ struct Line {
     mtime_ns: i64,
     size: Option<u64>,
     target: Option<String>,
+    target_hex: Option<String>,
     device: Option<(u64, u64)>,
 }
 
-impl Line {
-    fn bytes(&self) -> Vec<u8> {
-        let Some(hex) = &self.path_hex else { return self.path.clone().into_bytes() };
-        (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
-    }
+/// The bytes that a text and, where they are no text, their hex digits stand for.
+fn bytes(text: &str, hex: Option<&String>) -> Vec<u8> {
+    let Some(hex) = hex else { return text.as_bytes().to_vec() };
+    (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn ls_shows_what_is_there() {
     let lines: Vec<Line> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len() + 1, wanted.len());
     for line in &lines {
-        let path = line.bytes();
+        let path = bytes(&line.path, line.path_hex.as_ref());
         let entry = wanted.get(&path).unwrap_or_else(|| panic!("{}", line.path));
         assert_eq!(line.path, String::from_utf8_lossy(&path));
         let is_regular = entry.mode & libc::S_IFMT == libc::S_IFREG;
@@ -52,7 +52,8 @@ fn ls_shows_what_is_there() {
         assert_eq!(line.mode, format!("{:04o}", entry.mode & 0o7777));
         assert_eq!((line.uid, line.gid, line.device), (entry.uid, entry.gid, entry.device));
         assert_eq!(line.mtime_ns, entry.mtime.0 * 1_000_000_000 + entry.mtime.1, "{}", line.path);
-        assert_eq!(line.target, entry.target.as_ref().map(|target| String::from_utf8_lossy(target).into_owned()));
+        let target = line.target.as_ref().map(|target| bytes(target, line.target_hex.as_ref()));
+        assert_eq!(target, entry.target, "{}", line.path);
         assert_eq!(line.r#type == "file", is_regular, "{}", line.path);
     }
     let types = |path: &str| lines.iter().find(|line| line.path == path).unwrap().r#type.clone();

@@ -134,23 +134,28 @@ struct Line {
     size: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     target: Option<String>,
+    /// The target's bytes in hex, as with the path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target_hex: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     device: Option<(u32, u32)>,
 }
 
 impl Line {
     fn new(path: &[u8], node: &Node) -> Self {
-        let is_utf8 = std::str::from_utf8(path).is_ok();
-        let (mut size, mut target, mut device) = (None, None, None);
+        let (mut size, mut target, mut target_hex, mut device) = (None, None, None, None);
         match &node.content {
             Content::File { size: n_bytes, .. } => size = Some(*n_bytes),
-            Content::Symlink(bytes) => target = Some(String::from_utf8_lossy(bytes).into_owned()),
+            Content::Symlink(bytes) => {
+                target = Some(String::from_utf8_lossy(bytes).into_owned());
+                target_hex = hex_unless_utf8(bytes);
+            }
             Content::Device { major, minor } => device = Some((*major, *minor)),
             Content::Directory { .. } | Content::Nothing => {}
         }
         Self {
             path: String::from_utf8_lossy(path).into_owned(),
-            path_hex: (!is_utf8).then(|| path.iter().map(|byte| format!("{byte:02x}")).collect()),
+            path_hex: hex_unless_utf8(path),
             r#type: type_of(node.mode).1,
             mode: format!("{:04o}", node.mode & 0o7777),
             uid: node.uid,
@@ -158,9 +163,15 @@ impl Line {
             mtime_ns: node.mtime_ns,
             size,
             target,
+            target_hex,
             device,
         }
     }
+}
+
+/// The bytes in hex, unless they are text that needs none.
+fn hex_unless_utf8(bytes: &[u8]) -> Option<String> {
+    std::str::from_utf8(bytes).is_err().then(|| bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The letter of `ls -l` and the word of `find -type` for a type.
