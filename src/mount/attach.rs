@@ -181,11 +181,12 @@ pub(super) fn prepare(given: &Path, source: &OsStr) -> Result<Prepared, MountErr
             _ => stat(&mountpoint),
         };
         match (seen, there) {
-            (Err(Errno::ENOTCONN), Some(dead)) if dead.is_ours() => {
+            // "Aborted" is the answer to a question that was waiting when the server died.
+            (Err(Errno::ENOTCONN | Errno::ECONNABORTED), Some(dead)) if dead.is_ours() => {
                 tracing::info!("cleaning away a dead mount on {}", mountpoint.display());
                 unmount(dead.id, How::Lazily)?;
             }
-            (Err(Errno::ENOTCONN), Some(dead)) => {
+            (Err(Errno::ENOTCONN | Errno::ECONNABORTED), Some(dead)) => {
                 let problem = format!("a dead {} mount is there; unmount it with `fusermount3 -uz`", dead.fs_type);
                 return Err(MountError::mountpoint(given, problem));
             }
