@@ -53,4 +53,28 @@ impl Report {
     pub fn n_eio(&self) -> u64 {
         self.eio.iter().map(Counter::get).sum()
     }
+
+    /// The requests answered with EIO: how many, and how many at each numbered site that had any, as `3 (01: 2, 05: 1)`.
+    pub fn eio_text(&self) -> String {
+        let sites = self.eio.iter().enumerate().filter(|(_, counter)| counter.get() > 0);
+        let sites: Vec<String> = sites.map(|(site, counter)| format!("{site:02}: {}", counter.get())).collect();
+        match sites.is_empty() {
+            true => "0".to_owned(),
+            false => format!("{} ({})", self.n_eio(), sites.join(", ")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eio_is_told_by_site() {
+        let report = Report::default();
+        assert_eq!(report.eio_text(), "0");
+        report.eio[1].add(2);
+        report.eio[12].add(1);
+        assert_eq!(report.eio_text(), "3 (01: 2, 12: 1)");
+    }
 }

@@ -365,3 +365,24 @@ fn a_table_too_large_to_read_whole_is_searched_where_it_lies() {
         assert_eq!(runtime.block_on(volume.lookup(ROOT_INO, b"n000008")).unwrap(), None);
     });
 }
+
+#[test]
+fn a_table_larger_than_any_directory_is_refused_before_memory_is_asked_for() {
+    let scratch = Scratch::new();
+    let source = scratch.dir("source");
+    let archive = scratch.join("huge.catar");
+    run(caifs().arg("tar").arg(&archive).arg(&source)).ok();
+    // An empty directory, then nothing for 4 TiB (sparse), then a tail that claims 2 TiB of table.
+    const SIZE: u64 = 4 << 40;
+    const TABLE: u64 = 40 + 24 * (1 << 36);
+    let file = std::fs::File::options().write(true).open(&archive).unwrap();
+    if file.set_len(SIZE).is_err() {
+        // A file system without files of this size cannot hold such an archive.
+        return;
+    }
+    let tail: Vec<u8> = [SIZE - TABLE, TABLE, 0x57446fa533702943].into_iter().flat_map(u64::to_le_bytes).collect();
+    std::os::unix::fs::FileExt::write_all_at(&file, &tail, SIZE - 24).unwrap();
+    let listed = run(caifs().arg("ls").arg(&archive)).fails();
+    assert!(listed.error_line().contains("a goodbye table of"), "{}", listed.stderr);
+    assert_eq!(listed.status.code(), Some(1));
+}

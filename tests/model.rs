@@ -188,7 +188,9 @@ fn readers_of_one_chunk_share_one_fetch() {
 #[test]
 fn a_panic_in_a_store_is_an_error_for_its_readers_only() {
     let model = Model::new(5, 20_000, Digest::Sha512_256);
-    let (blob, _) = model.blob(config(1 << 20), |_, n_before| if n_before == 0 { Fault::Panic } else { Fault::None });
+    // Long enough for the panic's backtrace to be printed before the read gives up.
+    let patient = CacheConfig { fetch_timeout: Duration::from_secs(30), ..config(1 << 20) };
+    let (blob, _) = model.blob(patient, |_, n_before| if n_before == 0 { Fault::Panic } else { Fault::None });
     runtime().block_on(async {
         assert!(blob.read_at(0, 1).await.is_err());
         assert!(blob.read_at(0, 20_000).await.unwrap() == model.plain);

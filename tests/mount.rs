@@ -420,7 +420,11 @@ fn a_store_that_vanishes_is_eio_and_reads_resume_when_it_is_back() {
     let _mounted = mount(&index, Some(&store), &mountpoint);
     let away = scratch.join("away");
     fs::rename(&store, &away).unwrap();
+    let eio = || String::from_utf8(xattr::get(&mountpoint, "user.caifs.eio").unwrap().unwrap()).unwrap();
+    assert_eq!(eio(), "0");
     assert_eq!(fs::read(mountpoint.join("disk")).unwrap_err().raw_os_error(), Some(libc::EIO));
+    // Counted under the numbered site for a chunk that no store has.
+    assert!(eio().contains("(01: "), "{}", eio());
     assert_eq!(mountpoint.join("disk").metadata().unwrap().len(), 2_000_000);
     assert!(nix::sys::statvfs::statvfs(&mountpoint).unwrap().blocks() > 0);
     fs::rename(&away, &store).unwrap();
@@ -446,8 +450,11 @@ fn a_changed_index_is_noticed() {
     disk.read_exact_at(&mut byte, 1 << 30).unwrap();
     assert_eq!(byte, [0]);
     File::options().write(true).open(&index).unwrap().set_len(1000).unwrap();
-    let after = disk.read_exact_at(&mut byte, (1 << 30) + (500 << 20));
-    assert_eq!(after.unwrap_err().raw_os_error(), Some(libc::EIO));
+    // Not the end of the file: an error, also for reads that would lie within what the shorter index still describes.
+    for offset in [(1 << 30) + (500 << 20), 4 << 20] {
+        let after = disk.read_at(&mut byte, offset);
+        assert_eq!(after.unwrap_err().raw_os_error(), Some(libc::EIO));
+    }
 }
 
 #[test]
@@ -504,6 +511,34 @@ fn after_kill_9_the_same_place_can_be_mounted_again() {
     let mounted = mount(&index, Some(&store), &mountpoint);
     assert!(fs::read(mountpoint.join("disk")).unwrap() == content);
     assert!(mounted.end());
+    assert!(!is_mountpoint(&mountpoint));
+}
+
+#[test]
+fn a_changed_archive_is_noticed() {
+    if !can_mount() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (source, mountpoint) = (scratch.dir("source"), scratch.dir("m"));
+    fs::write(source.join("file"), noise(100_000)).unwrap();
+    let archive = scratch.join("tree.catar");
+    run(caifs().arg("tar").arg(&archive).arg(&source)).ok();
+    let _mounted = mount(&archive, None, &mountpoint);
+    File::options().write(true).open(&archive).unwrap().write_all_at(b"other", 50_000).unwrap();
+    assert_eq!(fs::read(mountpoint.join("file")).unwrap_err().raw_os_error(), Some(libc::EIO));
+}
+
+#[test]
+fn a_mount_that_would_cover_its_store_and_a_remount_are_refused() {
+    let scratch = Scratch::new();
+    let (index, store) = make(&scratch, b"content");
+    let covering = run(caifs().arg("mount").arg(&index).arg(&*scratch).arg("-s").arg(&store)).fails();
+    assert!(covering.error_line().contains("would cover the store"), "{}", covering.stderr);
+    let mountpoint = scratch.dir("m");
+    let again = run(caifs().arg("mount").args(["-o", "remount"]).arg(&index).arg(&mountpoint).arg("-s").arg(&store));
+    let again = again.fails();
+    assert!(again.error_line().contains("cannot be remounted"), "{}", again.stderr);
     assert!(!is_mountpoint(&mountpoint));
 }
 

@@ -42,8 +42,8 @@ pub async fn store_contract(store: &dyn WriteStore) {
         assert_eq!(store.put(id, stored.clone()).await, Ok(Put::Present));
         assert_eq!(store.fetch(id).await, Ok(Some(stored)));
         if let Some(blocking) = store.blocking() {
-            assert_eq!(blocking.fetch_now(id), store.fetch(id).await);
-            assert_eq!(blocking.fetch_now(missing), Ok(None));
+            assert_eq!(blocking.fetch_now(id, u64::MAX), store.fetch(id).await);
+            assert_eq!(blocking.fetch_now(missing, u64::MAX), Ok(None));
         }
     }
 
@@ -132,7 +132,7 @@ async fn bad_chunk_files_are_errors_that_name_the_file() {
     std::fs::create_dir(&directory).unwrap();
 
     let reason = |what: &str| {
-        let error = store.fetch_now(id).unwrap_err();
+        let error = store.fetch_now(id, u64::MAX).unwrap_err();
         assert_eq!(error.object, path.display().to_string());
         assert!(error.reason.contains(what), "{error}");
     };

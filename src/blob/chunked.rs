@@ -26,6 +26,8 @@ pub struct ChunkedBlob {
 #[derive(Debug)]
 struct Shared {
     index: Index<IndexBytes>,
+    /// As it was when the index was opened: a mapped index that is truncated later must not look like a shorter blob.
+    size: u64,
     name: String,
     digest: Digest,
     cache: Cache,
@@ -51,19 +53,20 @@ impl ChunkedBlob {
             u32::try_from(reply_bytes / PERMIT_BYTES as u64).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
         let shared = Shared {
             digest: index.header().digest(),
+            size: index.blob_size(),
             index,
             name: name.to_owned(),
             cache,
             replies: Arc::new(Semaphore::new(n_reply_permits as usize)),
             n_reply_permits,
-            spare: Spare::default(),
+            spare: Spare::new(reply_bytes),
         };
         Self { shared: Arc::new(shared) }
     }
 
     /// Length in bytes.
     pub fn size(&self) -> u64 {
-        self.shared.index.blob_size()
+        self.shared.size
     }
 
     /// The index.
@@ -133,6 +136,7 @@ impl ChunkedBlob {
             }
             n_offsets += 1;
         }
+        shared.check_unchanged()?;
         let wants: Vec<Want> = items.iter().map(want).collect();
         let mut chunks = BTreeMap::new();
         let hold = |item_idx: usize, chunk| {
@@ -177,8 +181,11 @@ impl Drop for Reply {
 }
 
 /// Reply buffers for the next read. A fresh buffer costs a page fault every 4 KiB, which is as dear as decompressing its content.
-#[derive(Debug, Default)]
-struct Spare(Mutex<Vec<Vec<u8>>>);
+#[derive(Debug)]
+struct Spare {
+    buffers: Mutex<Vec<Vec<u8>>>,
+    max_buffers: usize,
+}
 
 impl Spare {
     /// Buffers kept. More replies are rarely put together at once on a few cores.
@@ -186,6 +193,13 @@ impl Spare {
 
     /// The largest buffer kept, in bytes: a READ of the kernel is 1 MiB at the most.
     const MAX_BUFFER_BYTES: usize = 1 << 20;
+
+    /// Keeps at most a quarter of the bytes that replies may take, and one buffer.
+    fn new(reply_bytes: u64) -> Self {
+        let quarter = usize::try_from(reply_bytes / 4).unwrap_or(usize::MAX);
+        let max_buffers = (quarter / Self::MAX_BUFFER_BYTES).clamp(1, Self::MAX_BUFFERS);
+        Self { buffers: Mutex::default(), max_buffers }
+    }
 
     /// A buffer of at least `n_bytes`, of any content.
     fn take(&self, n_bytes: usize) -> Vec<u8> {
@@ -203,13 +217,13 @@ impl Spare {
 
     fn give_back(&self, buffer: Vec<u8>) {
         let mut buffers = self.lock();
-        if buffers.len() < Self::MAX_BUFFERS && buffer.len() <= Self::MAX_BUFFER_BYTES {
+        if buffers.len() < self.max_buffers && buffer.len() <= Self::MAX_BUFFER_BYTES {
             buffers.push(buffer);
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -230,8 +244,13 @@ impl Shared {
             item_idx += 1;
             item = self.index.item(item_idx).map_err(|error| self.damaged(error))?;
         }
-        self.index.source().check_unchanged().map_err(BlobError::Index)?;
+        self.check_unchanged()?;
         Ok(pieces)
+    }
+
+    /// To be asked after the index was read for something and before that is used.
+    fn check_unchanged(&self) -> Result<(), BlobError> {
+        self.index.source().check_unchanged().map_err(BlobError::Index)
     }
 
     fn locate(&self, offset: u64) -> Result<(usize, Item), BlobError> {
@@ -243,7 +262,7 @@ impl Shared {
             // A damaged index need not be in order, and then the search can end anywhere.
             Some((item_idx, item)) if (item.start..item.end).contains(&offset) => Ok((item_idx, item)),
             Some(_) => Err(BlobError::Index(format!("index {} is damaged: its chunks are not in order", self.name))),
-            None => Err(BlobError::OutOfRange { offset, n_bytes: 1, size: self.index.blob_size() }),
+            None => Err(BlobError::OutOfRange { offset, n_bytes: 1, size: self.size }),
         }
     }
 

@@ -34,13 +34,13 @@ pub struct MappedIndex {
 
 /// What changes when a file is written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Version {
+pub(super) struct Version {
     size: u64,
     mtime: (i64, i64),
 }
 
 impl Version {
-    fn of(metadata: &Metadata) -> Self {
+    pub(super) fn of(metadata: &Metadata) -> Self {
         Self { size: metadata.size(), mtime: (metadata.mtime(), metadata.mtime_nsec()) }
     }
 }

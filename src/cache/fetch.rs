@@ -18,23 +18,43 @@ use crate::store::{StoreError, Stored};
 /// A chunk to fetch: the duty to tell, and the bytes the index gives it.
 type Task = (Leader, u64);
 
+/// The most a stored form of so many plain bytes can have: no codec makes its input longer by more than a fraction of this. A file that
+/// is longer is not that chunk, and not worth the memory to find out.
+fn max_stored_bytes(n_bytes: u64) -> u64 {
+    n_bytes + n_bytes / 4 + (64 << 10)
+}
+
 /// Starts to fetch some chunks, in batches of even size, in tasks of their own.
-pub(super) fn start(shared: &Arc<Shared>, digest: Digest, mut tasks: Vec<Task>) {
-    let mut n_batches = tasks.len().div_ceil(BATCH_CHUNKS);
-    while n_batches > 0 {
-        let batch = tasks.split_off(tasks.len() - tasks.len().div_ceil(n_batches));
-        n_batches -= 1;
-        let shared = Arc::clone(shared);
-        tokio::spawn(async move {
-            let n_bytes = batch.iter().map(|(_, n_bytes)| n_bytes).sum();
-            // The permit is held until the chunks are in memory, where the tier's own limit takes over.
-            let Ok(permit) = shared.reserve(n_bytes).await else { return };
-            match shared.store.blocking() {
-                Some(_) => fetch_blocking(shared, digest, batch, permit).await,
-                None => fetch_concurrently(shared, digest, batch, permit).await,
-            }
-        });
+pub(super) fn start(shared: &Arc<Shared>, digest: Digest, tasks: Vec<Task>) {
+    // Half of the budget at the most, so that two batches of large chunks can be in flight.
+    let max_bytes = shared.config.inflight_bytes / 2;
+    let n_batches = tasks.len().div_ceil(BATCH_CHUNKS).max(1);
+    let even_size = tasks.len().div_ceil(n_batches);
+    let mut batch: Vec<Task> = Vec::with_capacity(even_size);
+    let mut n_bytes = 0;
+    for task in tasks {
+        if !batch.is_empty() && (batch.len() == even_size || n_bytes + task.1 > max_bytes) {
+            start_batch(shared, digest, std::mem::replace(&mut batch, Vec::with_capacity(even_size)), n_bytes);
+            n_bytes = 0;
+        }
+        n_bytes += task.1;
+        batch.push(task);
     }
+    if !batch.is_empty() {
+        start_batch(shared, digest, batch, n_bytes);
+    }
+}
+
+fn start_batch(shared: &Arc<Shared>, digest: Digest, batch: Vec<Task>, n_bytes: u64) {
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        // The permit is held until the chunks are in memory, where the tier's own limit takes over.
+        let Ok(permit) = shared.reserve(n_bytes).await else { return };
+        match shared.store.blocking() {
+            Some(_) => fetch_blocking(shared, digest, batch, permit).await,
+            None => fetch_concurrently(shared, digest, batch, permit).await,
+        }
+    });
 }
 
 /// Reads, decodes and verifies a batch on one blocking thread.
@@ -44,7 +64,7 @@ async fn fetch_blocking(shared: Arc<Shared>, digest: Digest, batch: Vec<Task>, p
         let Some(store) = shared.store.blocking() else { return };
         let mut decoded = Vec::with_capacity(batch.len());
         for (leader, n_bytes) in batch {
-            let fetched = store.fetch_now(leader.id());
+            let fetched = store.fetch_now(leader.id(), max_stored_bytes(n_bytes));
             if let Some((leader, plain)) = shared.decode(leader, n_bytes, fetched) {
                 decoded.push((leader, plain));
             }

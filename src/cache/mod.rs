@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::chunk::Chunk;
 use crate::digest::{ChunkId, Digest};
@@ -175,6 +176,7 @@ impl Cache {
             |want_idx: usize, chunk| checked(&wants[want_idx], chunk).map(|chunk| take(want_idx, chunk));
         // A failure is kept until the fetches have been started: others may already follow them.
         let mut failure = Ok(());
+        let mut is_waiting = vec![false; wants.len()];
         for (want_idx, want) in wants.iter().enumerate() {
             if let Some(chunk) = self.shared.memory.get(&want.id) {
                 self.shared.report.n_memory_hits.add(1);
@@ -194,14 +196,26 @@ impl Cache {
                 Role::Follower(follower) => follower,
             };
             self.shared.report.n_memory_misses.add(1);
+            is_waiting[want_idx] = true;
             followers.push(async move { (want_idx, follower.outcome().await) });
         }
         fetch::start(&self.shared, digest, leaders);
         failure?;
-        while let Some((want_idx, outcome)) = followers.next().await {
+        if followers.is_empty() {
+            return Ok(());
+        }
+        // One deadline for all, whatever a fetch waits for: a store of either kind, a worker, the budget. A little later than that of a
+        // request to a store, so that a request that ends by its own is over when its readers hear of it.
+        let timeout = self.shared.config.fetch_timeout;
+        let deadline = Instant::now() + timeout + timeout / 20;
+        while let Ok(told) = tokio::time::timeout_at(deadline, followers.next()).await {
+            let Some((want_idx, outcome)) = told else { return Ok(()) };
+            is_waiting[want_idx] = false;
             hand_over(want_idx, outcome?)?;
         }
-        Ok(())
+        let late_idx = is_waiting.iter().position(|is_waiting| *is_waiting).unwrap_or(0);
+        let stores = self.shared.store.name().to_owned();
+        Err(GetError::Deadline { id: wants[late_idx].id, stores, timeout })
     }
 
     /// Gets one chunk.

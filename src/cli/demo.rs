@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -88,7 +89,8 @@ struct Demo {
 impl Demo {
     fn new() -> Result<Self> {
         let dir = std::env::temp_dir().join(format!("caifs-demo-{}", std::process::id()));
-        fs::create_dir(&dir).with_context(|| dir.display().to_string())?;
+        // For this user only: the chunks of private files are in it.
+        fs::DirBuilder::new().mode(0o700).create(&dir).with_context(|| dir.display().to_string())?;
         Ok(Self { dir })
     }
 

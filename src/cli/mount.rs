@@ -1,6 +1,6 @@
 //! `caifs mount`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::mount::options::{MOUNT_OPTIONS, MountOptions, Unknown};
 use crate::mount::run::{READY_TIMEOUT, Served};
 use crate::mount::{BoxError, MountError, MountRequest, Place};
 use crate::report::Report;
-use crate::store::location::Location;
+use crate::store::location::{Location, default_store};
 use crate::volume::open::open_volume;
 
 /// Exit code of mount(8) for wrong arguments.
@@ -73,10 +73,33 @@ fn options(args: &MountArgs) -> anyhow::Result<MountOptions> {
             option.apply(&mut options.config, value)?;
         }
     }
+    if options.remount {
+        anyhow::bail!("a caifs mount cannot be remounted (unmount it and mount it again)");
+    }
     for store in &mut options.config.stores {
         *store = absolute(store)?;
     }
+    let default = [default_store(&args.spec)];
+    let named = options.config.stores.iter().map(Path::new);
+    let stores = if options.config.stores.is_empty() {
+        default.iter().map(PathBuf::as_path).collect()
+    } else {
+        named.collect::<Vec<_>>()
+    };
+    check_not_covered(&args.mountpoint, &stores)?;
     Ok(options)
+}
+
+/// Refuses a mountpoint that would cover a store: the mount would then look for its chunks in itself.
+fn check_not_covered(mountpoint: &Path, stores: &[&Path]) -> anyhow::Result<()> {
+    let Ok(mountpoint) = mountpoint.canonicalize() else { return Ok(()) };
+    for store in stores {
+        if store.canonicalize().is_ok_and(|store| store.starts_with(&mountpoint)) {
+            let (store, mountpoint) = (store.display(), mountpoint.display());
+            anyhow::bail!("a mount on {mountpoint} would cover the store {store} (mount it elsewhere)");
+        }
+    }
+    Ok(())
 }
 
 /// A store's location that means the same from every directory: the daemon leaves the one it was started in.

@@ -81,7 +81,7 @@ impl Store for LocalStore {
     fn fetch(&self, id: ChunkId) -> BoxFuture<'_, Result<Option<Stored>, StoreError>> {
         let inner = Arc::clone(&self.inner);
         Box::pin(async move {
-            match tokio::task::spawn_blocking(move || inner.fetch(id)).await {
+            match tokio::task::spawn_blocking(move || inner.fetch(id, MAX_CHUNK_BYTES)).await {
                 Ok(fetched) => fetched,
                 Err(error) => Err(self.inner.error(&self.inner.path_of(id, Form::Compressed), error)),
             }
@@ -98,8 +98,8 @@ impl Store for LocalStore {
 }
 
 impl BlockingStore for LocalStore {
-    fn fetch_now(&self, id: ChunkId) -> Result<Option<Stored>, StoreError> {
-        self.inner.fetch(id)
+    fn fetch_now(&self, id: ChunkId, max_bytes: u64) -> Result<Option<Stored>, StoreError> {
+        self.inner.fetch(id, max_bytes)
     }
 }
 
@@ -132,10 +132,10 @@ impl Inner {
         StoreError { store: self.name.clone(), object: path.display().to_string(), reason: reason.to_string() }
     }
 
-    fn fetch(&self, id: ChunkId) -> Result<Option<Stored>, StoreError> {
+    fn fetch(&self, id: ChunkId, max_bytes: u64) -> Result<Option<Stored>, StoreError> {
         for form in [Form::Compressed, Form::Plain] {
             let path = self.path_of(id, form);
-            match read_chunk_file(&path) {
+            match read_chunk_file(&path, max_bytes.min(MAX_CHUNK_BYTES)) {
                 Ok(Some(bytes)) => return Ok(Some(Stored { form, bytes })),
                 Ok(None) => {}
                 Err(error) => return Err(self.error(&path, plain_words(&error))),
@@ -198,7 +198,7 @@ impl Inner {
 }
 
 /// All of a chunk file with one open, one fstat and one read; `None` when there is no such file.
-fn read_chunk_file(path: &Path) -> io::Result<Option<Bytes>> {
+fn read_chunk_file(path: &Path, max_bytes: u64) -> io::Result<Option<Bytes>> {
     // Without O_NONBLOCK a named pipe in the place of a chunk would hold the reader for ever.
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
     let mut file = match opened {
@@ -212,7 +212,7 @@ fn read_chunk_file(path: &Path) -> io::Result<Option<Bytes>> {
     }
     match metadata.len() {
         0 => return Err(io::Error::other("the chunk file is empty (remove it and make it again)")),
-        n if n > MAX_CHUNK_BYTES => {
+        n if n > max_bytes => {
             return Err(io::Error::other(format!("the chunk file has {n} bytes, more than any chunk can")));
         }
         _ => {}

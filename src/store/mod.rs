@@ -62,8 +62,8 @@ pub trait Store: Debug + Send + Sync {
 
 /// A store whose chunks are local files.
 pub trait BlockingStore: Debug + Send + Sync {
-    /// [`Store::fetch`], blocking the calling thread.
-    fn fetch_now(&self, id: ChunkId) -> Result<Option<Stored>, StoreError>;
+    /// [`Store::fetch`], blocking the calling thread. A stored form of more than `max_bytes` is an error, and not read.
+    fn fetch_now(&self, id: ChunkId, max_bytes: u64) -> Result<Option<Stored>, StoreError>;
 }
 
 /// Whether [`WriteStore::put`] changed the store.

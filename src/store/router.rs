@@ -67,10 +67,10 @@ impl Store for Router {
 }
 
 impl BlockingStore for Router {
-    fn fetch_now(&self, id: ChunkId) -> Result<Option<Stored>, StoreError> {
+    fn fetch_now(&self, id: ChunkId, max_bytes: u64) -> Result<Option<Stored>, StoreError> {
         let mut failure = None;
         for store in self.stores.iter().filter_map(|store| store.blocking()) {
-            match store.fetch_now(id) {
+            match store.fetch_now(id, max_bytes) {
                 Ok(Some(stored)) => return Ok(Some(stored)),
                 Ok(None) => {}
                 Err(error) => failure = failure.or(Some(error)),

@@ -13,6 +13,13 @@ use crate::format::catar::{CatarError, Descent, GoodbyeTable, Item, Tail};
 /// walk down its search tree: about as many reads as the logarithm of the number of names.
 pub(super) const MAX_WHOLE_TABLE_BYTES: u64 = 4 << 20;
 
+/// The largest goodbye table that is read at all, in bytes: 11 million names in one directory. What says it is larger is damaged
+/// or hostile.
+const MAX_TABLE_BYTES: u64 = 256 << 20;
+
+/// Read at once of a table, in bytes, so that no read needs the whole budget of replies.
+const PIECE_BYTES: usize = 1 << 20;
+
 /// Candidates looked at for one name in a search tree on disk; more equal hashes than this are no accident.
 const MAX_CANDIDATES: usize = 64;
 
@@ -57,6 +64,21 @@ impl TableSpan {
     }
 }
 
+/// Reads a whole table, piece by piece.
+async fn read_table(blob: &Blob, span: TableSpan) -> Result<Vec<u8>, TreeError> {
+    if span.n_bytes > MAX_TABLE_BYTES {
+        let TableSpan { goodbye_offset, n_bytes, .. } = span;
+        return Err(TreeError::Damaged(format!("a goodbye table of {n_bytes} bytes, at offset {goodbye_offset}")));
+    }
+    let n_bytes = span.n_bytes as usize;
+    let mut table = Vec::with_capacity(n_bytes);
+    while table.len() < n_bytes {
+        let piece_bytes = PIECE_BYTES.min(n_bytes - table.len());
+        table.extend_from_slice(&blob.read_at(span.goodbye_offset + table.len() as u64, piece_bytes).await?);
+    }
+    Ok(table)
+}
+
 /// Reads a piece of fixed size.
 async fn read_array<const N: usize>(blob: &Blob, offset: u64) -> Result<[u8; N], TreeError> {
     let bytes = blob.read_at(offset, N).await?;
@@ -66,9 +88,7 @@ async fn read_array<const N: usize>(blob: &Blob, offset: u64) -> Result<[u8; N],
 impl Dir {
     /// Reads a whole table.
     pub(super) async fn load(blob: &Blob, node: Arc<Node>, span: TableSpan) -> Result<Self, TreeError> {
-        let n_bytes =
-            usize::try_from(span.n_bytes).map_err(|_| TreeError::Damaged("a goodbye table is too large".to_owned()))?;
-        let bytes = blob.read_at(span.goodbye_offset, n_bytes).await?;
+        let bytes = read_table(blob, span).await?;
         let table =
             GoodbyeTable::parse(&bytes, span.goodbye_offset, span.entry_offset).map_err(|error| span.damaged(error))?;
         let items = table.into_items_by_offset();

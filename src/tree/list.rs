@@ -15,9 +15,6 @@ use crate::format::catar::{self, ElementHeader, FilenameParse, Item};
 /// first names of a huge directory come soon.
 const WINDOW_CHILDREN: usize = 1024;
 
-/// Bytes of chunks held while a window is read.
-const MAX_PINNED_BYTES: u64 = 8 << 20;
-
 /// Windows read at the same time, so that the chunks held for listings are bounded whatever the number of readers.
 pub(super) const MAX_LISTINGS: usize = 4;
 
@@ -92,7 +89,7 @@ impl Tree {
         let mut window = Vec::with_capacity(items.len());
         let mut n_done = 0;
         while n_done < items.len() {
-            let (pinned, n_pinned) = self.blob.pin(&offsets[n_done..], MAX_PINNED_BYTES).await?;
+            let (pinned, n_pinned) = self.blob.pin(&offsets[n_done..], self.pinned_bytes).await?;
             for (idx, item) in items.iter().enumerate().skip(n_done).take(n_pinned) {
                 if let Some(mut child) = self.read_child(&dir.node, item, Some(&pinned)).await? {
                     child.next_idx = (start + idx + 1) as u64;
@@ -126,6 +123,8 @@ impl Tree {
             match catar::parse_filename(&bytes).map_err(|error| damaged(&error))? {
                 FilenameParse::Filename(filename) => break filename,
                 FilenameParse::Need(n_bytes) => {
+                    // Given back first, as in reading a node.
+                    drop(bytes);
                     bytes = self.blob.read_some(offset, n_bytes as usize, HEAD_BYTES).await?;
                 }
             }

@@ -64,6 +64,8 @@ pub struct TreeConfig {
     pub table_bytes: usize,
     /// Bytes of listings; the one used last is always kept.
     pub listing_bytes: usize,
+    /// Bytes of chunks held while directories are listed, by all that are listed at the same time.
+    pub pinned_bytes: u64,
 }
 
 /// A directory tree over an archive.
@@ -76,6 +78,8 @@ pub struct Tree {
     dirs: Bounded<u64, Arc<Dir>>,
     listings: Bounded<(u64, usize), Arc<Vec<Child>>>,
     listing_permits: Semaphore,
+    /// Bytes of chunks that one listing may hold.
+    pinned_bytes: u64,
 }
 
 impl Tree {
@@ -105,6 +109,7 @@ impl Tree {
             dirs: Bounded::new(config.table_bytes),
             listings: Bounded::new(config.listing_bytes),
             listing_permits: Semaphore::new(list::MAX_LISTINGS),
+            pinned_bytes: config.pinned_bytes / list::MAX_LISTINGS as u64,
         })
     }
 
@@ -272,8 +277,11 @@ async fn read_node(blob: &Blob, entry_offset: u64, end: u64, head: Bytes) -> Res
         match catar::parse_node(&bytes, end.saturating_sub(entry_offset)).map_err(damaged)? {
             NodeParse::Node(node) => return Ok(node),
             NodeParse::Need(n_bytes) => {
-                // Bounded by the parser, whatever the archive says.
-                bytes = blob.read_some(entry_offset, n_bytes as usize, (n_bytes as usize).max(HEAD_BYTES)).await?;
+                // Given back before more is asked for: it may hold a part of the budget that the next read needs. How much is read
+                // is bounded by the parser, whatever the archive says.
+                drop(bytes);
+                let n_bytes = n_bytes as usize;
+                bytes = blob.read_some(entry_offset, n_bytes, n_bytes.max(HEAD_BYTES)).await?;
             }
         }
     }

@@ -77,6 +77,7 @@ impl Shared {
                 self.blob.n_chunks(0, self.blob.size())?.map(|n_chunks| n_chunks.to_string())
             }
             Some(b"fetches") if ino == ROOT_INO => Some(self.report.n_fetches.get().to_string()),
+            Some(b"eio") if ino == ROOT_INO => Some(self.report.eio_text()),
             _ => None,
         };
         Ok(value.map(Bytes::from))

@@ -80,10 +80,15 @@ impl MemoryPlan {
         let sixteenth = budget_bytes / 16;
         let tree_bytes = usize::try_from(sixteenth).unwrap_or(usize::MAX);
         Self {
-            memory_tier_bytes: budget_bytes - 7 * sixteenth,
+            memory_tier_bytes: budget_bytes - 8 * sixteenth,
             inflight_bytes: 2 * sixteenth,
             reply_bytes: 2 * sixteenth,
-            tree: TreeConfig { node_bytes: tree_bytes, table_bytes: tree_bytes, listing_bytes: tree_bytes },
+            tree: TreeConfig {
+                node_bytes: tree_bytes,
+                table_bytes: tree_bytes,
+                listing_bytes: tree_bytes,
+                pinned_bytes: sixteenth,
+            },
         }
     }
 }
