@@ -13,7 +13,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("format", &["digest", "sys"]),
     ("chunk", &["format", "digest", "sys"]),
     ("report", &[]),
-    ("config", &["chunk", "format", "digest"]),
+    ("config", &["store", "chunk", "format", "digest"]),
     ("store", &["chunk", "format", "digest", "report", "sys"]),
     ("cache", &["store", "chunk", "format", "digest", "config", "report", "sys"]),
     ("blob", &["cache", "store", "chunk", "format", "digest", "config", "report", "sys"]),

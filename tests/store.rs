@@ -39,7 +39,8 @@ pub async fn store_contract(store: &dyn WriteStore) {
         assert_eq!(store.put(id, stored.clone()).await, Ok(Put::Written));
         assert_eq!(store.has(id).await, Ok(true));
         assert_eq!(store.fetch(id).await, Ok(Some(stored.clone())));
-        assert_eq!(store.put(id, stored.clone()).await, Ok(Put::Present));
+        // A store over a network may write it again instead of asking for it first.
+        assert!(store.put(id, stored.clone()).await.is_ok());
         assert_eq!(store.fetch(id).await, Ok(Some(stored)));
         if let Some(blocking) = store.blocking() {
             assert_eq!(blocking.fetch_now(id, u64::MAX), store.fetch(id).await);

@@ -2,11 +2,13 @@
 //!
 //! * [`chunker`] finds the cuts in a stream (buzhash), [`sizes`] reads chunk sizes as they are typed.
 //! * [`codec`] turns stored forms (zstd, xz, gzip, plain) into plain bytes and plain bytes into zstd.
+//! * [`cipher`] encrypts stored forms.
 //! * [`Chunk`] is plain bytes that have proved to be what their id says.
 //!
 //! Invariant: a [`Chunk`] is made only by hashing its bytes, so whoever holds one holds verified content.
 
 pub mod chunker;
+pub mod cipher;
 pub mod codec;
 pub mod sizes;
 

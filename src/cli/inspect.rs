@@ -10,9 +10,10 @@ use super::args::{InfoArgs, ListChunksArgs, VerifyIndexArgs};
 use super::make::report_to;
 use super::output::progress_bar;
 use crate::blob::source::IndexBytes;
+use crate::config::StoreSettings;
 use crate::format::index::Index;
 use crate::pack::inspect::{self, InfoSources};
-use crate::store::location::open_stores;
+use crate::store::open::open_stores;
 
 /// Chunks asked for at the same time.
 const N_CONCURRENT: usize = 10;
@@ -22,7 +23,11 @@ pub fn info(args: &InfoArgs) -> Result<()> {
     let (name, index) = open(&args.index)?;
     let store = match args.stores.is_empty() {
         true => None,
-        false => Some(open_stores(&args.stores)?),
+        false => {
+            let settings = StoreSettings::default();
+            let groups: Result<Vec<_>, _> = args.stores.iter().map(|text| settings.resolve(text)).collect();
+            Some(open_stores(&groups?)?)
+        }
     };
     let sources = InfoSources {
         store: store.as_deref(),

@@ -12,8 +12,9 @@ use crate::chunk::chunker::CutRule;
 use crate::chunk::sizes::parse_kib;
 use crate::pack::make::make;
 use crate::pack::{MakeOptions, Progress};
-use crate::store::WriteStore;
 use crate::store::location::Location;
+use crate::store::open::open_writable;
+use crate::store::{StoreOptions, WriteStore};
 
 /// Levels that zstd has.
 const LEVELS: std::ops::RangeInclusive<i32> = -131072..=22;
@@ -48,7 +49,7 @@ pub fn make_options(cut: &CutFlags, store: Option<&str>) -> Result<MakeOptions> 
         bail!("compression level {} is not one of {} to {}", cut.level, LEVELS.start(), LEVELS.end());
     }
     let store: Option<Arc<dyn WriteStore>> = match store {
-        Some(text) => Some(Location::parse(text)?.create()?),
+        Some(text) => Some(open_writable(&Location::parse(text)?, &StoreOptions::default())?),
         None => None,
     };
     Ok(MakeOptions {

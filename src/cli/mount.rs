@@ -12,7 +12,7 @@ use crate::mount::options::{MOUNT_OPTIONS, MountOptions, Unknown};
 use crate::mount::run::{READY_TIMEOUT, Served};
 use crate::mount::{BoxError, MountError, MountRequest, Place};
 use crate::report::Report;
-use crate::store::location::{Location, default_store};
+use crate::store::location::{FileLocation, Location, split_group};
 use crate::volume::open::open_volume;
 
 /// Exit code of mount(8) for wrong arguments.
@@ -76,12 +76,12 @@ fn options(args: &MountArgs) -> anyhow::Result<MountOptions> {
     if options.remount {
         anyhow::bail!("a caifs mount cannot be remounted (unmount it and mount it again)");
     }
-    for store in &mut options.config.stores {
+    for store in &mut options.config.sources.stores {
         *store = absolute(store)?;
     }
-    let default = [default_store(&args.spec)];
-    let named = options.config.stores.iter().map(Path::new);
-    let stores = if options.config.stores.is_empty() {
+    let default = [PathBuf::from(FileLocation::Local(args.spec.clone()).default_store())];
+    let named = options.config.sources.stores.iter().map(Path::new);
+    let stores = if options.config.sources.stores.is_empty() {
         default.iter().map(PathBuf::as_path).collect()
     } else {
         named.collect::<Vec<_>>()
@@ -104,10 +104,18 @@ fn check_not_covered(mountpoint: &Path, stores: &[&Path]) -> anyhow::Result<()> 
 
 /// A store's location that means the same from every directory: the daemon leaves the one it was started in.
 fn absolute(store: &str) -> anyhow::Result<String> {
-    let Location::Local(path) = Location::parse(store)?;
-    let absolute = std::path::absolute::<&Path>(&path).unwrap_or(path);
-    match absolute.to_str() {
-        Some(text) => Ok(text.to_owned()),
-        None => anyhow::bail!("store {store}: its path is not UTF-8"),
+    let mut members = Vec::new();
+    for member in split_group(store) {
+        members.push(match Location::parse(member)? {
+            Location::Local(path) => {
+                let absolute = std::path::absolute::<&Path>(&path).unwrap_or(path);
+                match absolute.to_str() {
+                    Some(text) => text.to_owned(),
+                    None => anyhow::bail!("store {store}: its path is not UTF-8"),
+                }
+            }
+            _ => member.to_owned(),
+        });
     }
+    Ok(members.join("|"))
 }

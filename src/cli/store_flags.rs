@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use tokio::runtime::Runtime;
 
-use crate::config::{DEFAULT_IO_TIMEOUT, DEFAULT_MEMORY_BYTES};
+use crate::config::{DEFAULT_IO_TIMEOUT, DEFAULT_MEMORY_BYTES, SourceConfig};
 use crate::report::Report;
 use crate::volume::open::{MemoryPlan, Opened, open_blob};
 
@@ -22,7 +22,8 @@ impl StoreFlags {
     /// Opens an index or archive.
     pub fn open(&self, runtime: &Runtime, path: &Path) -> Result<Opened> {
         let report = Arc::new(Report::default());
-        Ok(runtime.block_on(open_blob(path, &self.stores, &memory_plan(), DEFAULT_IO_TIMEOUT, &report))?)
+        let sources = SourceConfig { stores: self.stores.clone(), ..SourceConfig::default() };
+        Ok(runtime.block_on(open_blob(path, &sources, &memory_plan(), DEFAULT_IO_TIMEOUT, &report))?)
     }
 }
 

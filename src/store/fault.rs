@@ -64,8 +64,7 @@ impl FaultStore {
     }
 
     fn failure(&self, id: ChunkId) -> StoreError {
-        let reason = "scripted failure".to_owned();
-        StoreError { store: self.name.clone(), object: id.to_hex(), reason }
+        StoreError::new(self.name.clone(), id.to_hex(), "scripted failure")
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ChunkId, Bytes>> {

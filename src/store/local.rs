@@ -16,12 +16,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
+use super::layout::{Layout, form_extension};
 use super::{BlockingStore, Form, Put, Store, StoreError, Stored, WriteStore};
 use crate::chunk::MAX_CHUNK_BYTES;
 use crate::digest::ChunkId;
-
-/// Suffix of compressed chunks.
-pub const COMPRESSED_SUFFIX: &str = ".cacnk";
 
 /// What names of unfinished chunks begin with; `desync prune` removes such files.
 pub const TEMPORARY_PREFIX: &str = ".tmp-cacnk.";
@@ -39,7 +37,8 @@ pub struct LocalStore {
 struct Inner {
     root: PathBuf,
     name: String,
-    form: Form,
+    /// Chunks are read in both forms, with this cipher, and written in this form.
+    layout: Layout,
 }
 
 impl LocalStore {
@@ -58,12 +57,18 @@ impl LocalStore {
     pub fn create(path: impl Into<PathBuf>) -> Self {
         let root = path.into();
         let name = root.display().to_string();
-        Self { inner: Arc::new(Inner { root, name, form: Form::Compressed }) }
+        Self { inner: Arc::new(Inner { root, name, layout: Layout::default() }) }
     }
 
     /// The same store, writing chunks in this form (compressed at first). It reads both.
     pub fn with_form(mut self, form: Form) -> Self {
-        Arc::make_mut(&mut self.inner).form = form;
+        Arc::make_mut(&mut self.inner).layout.form = form;
+        self
+    }
+
+    /// The same store with encrypted chunks, or written in another form. An encrypted store sees no chunk that is not encrypted with its key.
+    pub fn with_layout(mut self, layout: Layout) -> Self {
+        Arc::make_mut(&mut self.inner).layout = layout;
         self
     }
 
@@ -105,11 +110,11 @@ impl BlockingStore for LocalStore {
 
 impl WriteStore for LocalStore {
     fn form(&self) -> Form {
-        self.inner.form
+        self.inner.layout.form
     }
 
     fn put(&self, id: ChunkId, stored: Stored) -> BoxFuture<'_, Result<Put, StoreError>> {
-        Box::pin(async move { self.inner.put(id, &stored) })
+        Box::pin(async move { self.inner.put(id, stored) })
     }
 }
 
@@ -117,26 +122,28 @@ impl Inner {
     /// `<root>/<4 hex>/<64 hex><suffix>`.
     fn path_of(&self, id: ChunkId, form: Form) -> PathBuf {
         let hex = id.to_hex();
-        let suffix = match form {
-            Form::Compressed => COMPRESSED_SUFFIX,
-            Form::Plain => "",
-        };
         let mut path = self.root.as_os_str().to_owned();
-        for part in ["/", &hex[..4], "/", &hex, suffix] {
+        for part in ["/", &hex[..4], "/", &hex, form_extension(form)] {
             path.push(part);
+        }
+        if let Some(cipher) = &self.layout.cipher {
+            path.push(cipher.extension());
         }
         path.into()
     }
 
     fn error(&self, path: &Path, reason: impl ToString) -> StoreError {
-        StoreError { store: self.name.clone(), object: path.display().to_string(), reason: reason.to_string() }
+        StoreError::new(self.name.clone(), path.display().to_string(), reason)
     }
 
     fn fetch(&self, id: ChunkId, max_bytes: u64) -> Result<Option<Stored>, StoreError> {
         for form in [Form::Compressed, Form::Plain] {
             let path = self.path_of(id, form);
             match read_chunk_file(&path, max_bytes.min(MAX_CHUNK_BYTES)) {
-                Ok(Some(bytes)) => return Ok(Some(Stored { form, bytes })),
+                Ok(Some(content)) => {
+                    let layout = Layout { form, cipher: self.layout.cipher.clone() };
+                    return layout.open(content).map(Some).map_err(|error| self.error(&path, error));
+                }
                 Ok(None) => {}
                 Err(error) => return Err(self.error(&path, plain_words(&error))),
             }
@@ -157,14 +164,12 @@ impl Inner {
         Ok(false)
     }
 
-    fn put(&self, id: ChunkId, stored: &Stored) -> Result<Put, StoreError> {
-        let target = self.path_of(id, self.form);
+    fn put(&self, id: ChunkId, stored: Stored) -> Result<Put, StoreError> {
+        let target = self.path_of(id, self.layout.form);
         let fail = |error: io::Error| self.error(&target, plain_words(&error));
-        if stored.form != self.form {
-            return Err(self.error(&target, "the chunk has not the form this store keeps"));
-        }
-        let size = stored.bytes.len() as u64;
-        if size == 0 || size > MAX_CHUNK_BYTES {
+        let content = self.layout.seal(stored).map_err(|reason| self.error(&target, reason))?;
+        let size = content.len() as u64;
+        if size > MAX_CHUNK_BYTES {
             return Err(self.error(&target, format!("a stored chunk cannot have {size} bytes")));
         }
         if self.has(id)? {
@@ -180,7 +185,7 @@ impl Inner {
             made => made,
         }
         .map_err(fail)?;
-        file.write_all(&stored.bytes).map_err(fail)?;
+        file.write_all(&content).map_err(fail)?;
         // An empty leftover of a crash is replaced, a chunk is not.
         match rename_without_replacing(&temporary.path, &target) {
             Ok(()) => {}

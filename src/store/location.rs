@@ -1,15 +1,25 @@
-//! What the user typed as a store, turned into a store: the only parser of store locations.
+//! What the user typed as a store or an index, turned into what is meant: the only parser of locations.
 //!
-//! A location is a path or a `file://` URL. Other schemes are named in the error, so that a typing mistake and a store this
-//! version cannot reach are told apart.
+//! | text | what it is |
+//! |---|---|
+//! | a path, `file:///path` | a local directory (a path with a `:` before its first `/` is written `./a:b`) |
+//! | `http://…`, `https://…` | a web server |
+//! | `s3+http://host[:port]/bucket[/prefix][?lookup=auto\|dns\|path]`, `s3+https://…` | an S3 bucket |
+//! | `gs://bucket[/prefix]` | a Google Cloud Storage bucket |
+//! | `sftp://[user@]host[:port]/path` | a directory over SFTP |
+//! | `ssh://[user@]host[:port]/path`, `[user@]host:path` | a directory over the casync protocol |
+//! | `oci+http://host/repository`, `oci+https://…` | a registry |
+//! | `A\|B` | a group of mirrors ([`split_group`]) |
+//! | `-` | standard input or output (indexes only) |
+//!
+//! A file (an index, an archive) is a store's location, a `/`, and a name: [`FileLocation`].
 
-use std::io::ErrorKind;
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use super::local::LocalStore;
-use super::router::Router;
-use super::{Store, StoreError, WriteStore};
+use url::Url;
 
 /// The file name of the store that casync looks for beside an index.
 pub const DEFAULT_STORE_NAME: &str = "default.castr";
@@ -19,100 +29,395 @@ pub const DEFAULT_STORE_NAME: &str = "default.castr";
 pub enum Location {
     /// A `.castr` directory.
     Local(PathBuf),
+    /// A directory of a web server; the path ends with `/`.
+    Http(Url),
+    /// An S3 bucket.
+    S3(S3Location),
+    /// A Google Cloud Storage bucket.
+    Gcs {
+        /// The bucket.
+        bucket: String,
+        /// What object names begin with; empty, or without `/` at either end.
+        prefix: String,
+    },
+    /// A directory over SFTP.
+    Sftp(SshLocation),
+    /// A directory over the casync protocol.
+    Ssh(SshLocation),
+    /// A repository of a registry.
+    Oci(OciLocation),
+}
+
+/// An S3 bucket on a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct S3Location {
+    /// The server: `http://host:port` or `https://host`.
+    pub endpoint: String,
+    /// The bucket.
+    pub bucket: String,
+    /// What object names begin with; empty, or without `/` at either end.
+    pub prefix: String,
+    /// How the bucket is named in requests.
+    pub lookup: Lookup,
+}
+
+/// How an S3 bucket is named in requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Lookup {
+    /// By host name for servers of AWS and Google, else by path.
+    #[default]
+    Auto,
+    /// `bucket.host`.
+    Dns,
+    /// `host/bucket`.
+    Path,
+}
+
+/// A directory on a host that is logged in to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SshLocation {
+    /// Who logs in.
+    pub user: Option<String>,
+    /// The host; never begins with `-`.
+    pub host: String,
+    /// The port, if it is not the usual one.
+    pub port: Option<u16>,
+    /// The directory; absolute for URLs.
+    pub path: String,
+}
+
+/// A repository of a registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OciLocation {
+    /// The server: `http://host:port` or `https://host`.
+    pub registry: String,
+    /// The repository, without `/` at either end.
+    pub repository: String,
+}
+
+/// Why a text is no location.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{shown}: {reason}")]
+pub struct LocationError {
+    /// The text without secrets.
+    shown: String,
+    /// What is wrong with it.
+    reason: String,
 }
 
 impl Location {
     /// Reads a location as typed.
     ///
     /// # Errors
-    /// The location names a scheme that is not supported, or is empty.
-    pub fn parse(text: &str) -> Result<Self, StoreError> {
-        let refuse =
-            |reason: String| Err(StoreError { store: without_password(text), object: "location".to_owned(), reason });
+    /// The text is empty, of an unknown scheme, or lacks a part.
+    pub fn parse(text: &str) -> Result<Self, LocationError> {
+        let refuse = |reason: &str| Err(LocationError { shown: without_secrets(text), reason: reason.to_owned() });
         if text.is_empty() {
-            return refuse("a store location cannot be empty".to_owned());
+            return refuse("a store location cannot be empty");
         }
-        match text.split_once("://") {
-            Some(("file", path)) => {
-                let path = path.strip_prefix("localhost").unwrap_or(path);
+        let Some((scheme, rest)) = text.split_once("://").filter(|(scheme, _)| is_scheme(scheme)) else {
+            return Ok(match ssh_shorthand(text) {
+                Some(location) => Self::Ssh(location),
+                None => Self::Local(PathBuf::from(text)),
+            });
+        };
+        match scheme {
+            "file" => {
+                let path = rest.strip_prefix("localhost").unwrap_or(rest);
                 if !path.starts_with('/') {
-                    return refuse("a file:// URL needs an absolute path".to_owned());
+                    return refuse("a file:// URL needs an absolute path");
                 }
-                Ok(Self::Local(PathBuf::from(path)))
+                let bytes: Vec<u8> = percent_encoding::percent_decode_str(path).collect();
+                return Ok(Self::Local(PathBuf::from(OsStr::from_bytes(&bytes))));
             }
-            Some((scheme, _)) if is_scheme(scheme) => {
-                refuse(format!("stores over {scheme}:// are not supported by this version (use a local directory)"))
+            "http" | "https" | "s3+http" | "s3+https" | "gs" | "sftp" | "ssh" | "oci+http" | "oci+https" => {}
+            other => {
+                return refuse(&format!(
+                    "unknown scheme {other}:// (known are file, http, https, s3+http, s3+https, gs, sftp, ssh, oci+http, oci+https)"
+                ));
             }
-            _ => Ok(Self::Local(PathBuf::from(text))),
+        }
+        // Schemes with a + are no "special" ones to the URL standard, so the part behind it is what is read.
+        let (plain_scheme, address) = match scheme.split_once('+') {
+            Some((_, transport)) => (transport, format!("{transport}://{rest}")),
+            None => (scheme, text.to_owned()),
+        };
+        let url = match Url::parse(&address) {
+            Ok(url) => url,
+            Err(error) => return refuse(&format!("not a URL: {error}")),
+        };
+        let Some(host) = url.host_str().filter(|host| !host.is_empty()) else {
+            return refuse("the URL names no host");
+        };
+        let decoded = percent_encoding::percent_decode_str(url.path()).decode_utf8_lossy().into_owned();
+        let path = decoded.trim_matches('/');
+        let server = match url.port() {
+            Some(port) => format!("{plain_scheme}://{host}:{port}"),
+            None => format!("{plain_scheme}://{host}"),
+        };
+        match scheme {
+            "http" | "https" => {
+                let mut url = url;
+                if !url.path().ends_with('/') {
+                    let path = format!("{}/", url.path());
+                    url.set_path(&path);
+                }
+                url.set_fragment(None);
+                Ok(Self::Http(url))
+            }
+            "s3+http" | "s3+https" => {
+                let (bucket, prefix) = path.split_once('/').unwrap_or((path, ""));
+                if bucket.is_empty() {
+                    return refuse("the URL names no bucket (s3+https://host/bucket/prefix)");
+                }
+                let mut lookup = Lookup::Auto;
+                for (name, value) in url.query_pairs() {
+                    lookup = match (name.as_ref(), value.as_ref()) {
+                        ("lookup", "auto" | "") => Lookup::Auto,
+                        ("lookup", "dns") => Lookup::Dns,
+                        ("lookup", "path") => Lookup::Path,
+                        ("lookup", other) => {
+                            return refuse(&format!("unknown lookup '{other}' (use auto, dns or path)"));
+                        }
+                        _ => lookup,
+                    };
+                }
+                let (bucket, prefix) = (bucket.to_owned(), prefix.to_owned());
+                Ok(Self::S3(S3Location { endpoint: server, bucket, prefix, lookup }))
+            }
+            "gs" => Ok(Self::Gcs { bucket: host.to_owned(), prefix: path.to_owned() }),
+            "oci+http" | "oci+https" => match path.is_empty() {
+                true => refuse("the URL names no repository (oci+https://host/repository)"),
+                false => Ok(Self::Oci(OciLocation { registry: server, repository: path.to_owned() })),
+            },
+            _ => {
+                if host.starts_with('-') {
+                    return refuse("a host name cannot begin with '-'");
+                }
+                let user = match url.username() {
+                    "" => None,
+                    user => Some(percent_encoding::percent_decode_str(user).decode_utf8_lossy().into_owned()),
+                };
+                if user.as_ref().is_some_and(|user| user.starts_with('-')) {
+                    return refuse("a user name cannot begin with '-'");
+                }
+                let path = if decoded.is_empty() { "/".to_owned() } else { decoded };
+                // An IPv6 address is written in brackets in a URL and without them to ssh.
+                let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+                let location = SshLocation { user, host, port: url.port(), path };
+                Ok(if scheme == "sftp" { Self::Sftp(location) } else { Self::Ssh(location) })
+            }
         }
     }
 
-    /// The store at this location for writing; a directory that is not there is made (so that what has no chunks has a store, too).
+    /// Whether it is a local directory.
+    pub fn local_path(&self) -> Option<&Path> {
+        match self {
+            Self::Local(path) => Some(path),
+            _ => None,
+        }
+    }
+}
+
+/// The location as it may be shown, without secrets.
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local(path) => write!(f, "{}", path.display()),
+            Self::Http(url) => f.write_str(without_secrets(url.as_str()).trim_end_matches('/')),
+            Self::S3(S3Location { endpoint, bucket, prefix, .. }) => {
+                write!(f, "s3+{endpoint}/{bucket}")?;
+                if prefix.is_empty() { Ok(()) } else { write!(f, "/{prefix}") }
+            }
+            Self::Gcs { bucket, prefix } if prefix.is_empty() => write!(f, "gs://{bucket}"),
+            Self::Gcs { bucket, prefix } => write!(f, "gs://{bucket}/{prefix}"),
+            Self::Sftp(location) => write!(f, "sftp://{location}"),
+            Self::Ssh(location) => write!(f, "ssh://{location}"),
+            Self::Oci(OciLocation { registry, repository }) => write!(f, "oci+{registry}/{repository}"),
+        }
+    }
+}
+
+impl fmt::Display for SshLocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(user) = &self.user {
+            write!(f, "{user}@")?;
+        }
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        f.write_str(&host)?;
+        if let Some(port) = self.port {
+            write!(f, ":{port}")?;
+        }
+        let slash = if self.path.starts_with('/') { "" } else { "/" };
+        write!(f, "{slash}{}", self.path)
+    }
+}
+
+/// The members of a group of mirrors, in order; a location that is no group is its only member.
+pub fn split_group(text: &str) -> impl Iterator<Item = &str> {
+    text.split('|').map(str::trim).filter(|member| !member.is_empty())
+}
+
+/// Where an index or archive is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FileLocation {
+    /// A local file.
+    Local(PathBuf),
+    /// A file of a store.
+    Remote {
+        /// What lies before the last `/`.
+        directory: Location,
+        /// The text of `directory`, by which its options are found.
+        directory_text: String,
+        /// The name behind the last `/`.
+        name: String,
+    },
+    /// Standard input or output.
+    Stdio,
+}
+
+impl FileLocation {
+    /// Reads the location of a file as typed.
     ///
     /// # Errors
-    /// The store cannot be made or opened.
-    pub fn create(&self) -> Result<Arc<dyn WriteStore>, StoreError> {
+    /// It is of an unknown scheme, or lacks a part.
+    pub fn parse(typed: &OsStr) -> Result<Self, LocationError> {
+        let Some(text) = typed.to_str() else { return Ok(Self::Local(typed.into())) };
+        if text == "-" {
+            return Ok(Self::Stdio);
+        }
+        let refuse = |reason: &str| Err(LocationError { shown: without_secrets(text), reason: reason.to_owned() });
+        if let Location::Local(path) = Location::parse(text)? {
+            return Ok(Self::Local(path));
+        }
+        // A query belongs to the directory (`?lookup=path`), or to a web server's file.
+        let (before_query, query) = match text.find('?') {
+            Some(at) => text.split_at(at),
+            None => (text, ""),
+        };
+        let Some((directory, name)) = before_query.rsplit_once(['/', ':']).filter(|(_, name)| !name.is_empty()) else {
+            return refuse("it names no file");
+        };
+        let slash = &before_query[directory.len()..before_query.len() - name.len()];
+        // `host:name` lies in the directory that is logged in to.
+        let directory = if slash == ":" { format!("{directory}:.") } else { directory.to_owned() };
+        let directory_text = match before_query.starts_with("s3+") {
+            true => format!("{directory}{query}"),
+            false => directory,
+        };
+        let directory = match Location::parse(&directory_text)? {
+            Location::Oci(_) => return refuse("a registry keeps chunks only, no index or archive"),
+            Location::Local(_) => return refuse("it names no file"),
+            Location::Http(mut url) => {
+                // The query goes with every request to this directory.
+                url.set_query(query.strip_prefix('?'));
+                Location::Http(url)
+            }
+            directory => directory,
+        };
+        let name = match &directory {
+            Location::Ssh(_) if slash == ":" => name.to_owned(),
+            _ => percent_encoding::percent_decode_str(name).decode_utf8_lossy().into_owned(),
+        };
+        Ok(Self::Remote { directory, directory_text, name })
+    }
+
+    /// The last part of the name, by whose suffix its kind is told.
+    pub fn file_name(&self) -> &Path {
+        match self {
+            Self::Local(path) => path,
+            Self::Remote { name, .. } => Path::new(name),
+            Self::Stdio => Path::new("-"),
+        }
+    }
+
+    /// The store casync uses for an index when none is named: `default.castr` in the index's directory.
+    pub fn default_store(&self) -> String {
         match self {
             Self::Local(path) => {
-                match std::fs::create_dir(path) {
-                    Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                        let name = path.display().to_string();
-                        return Err(StoreError {
-                            store: name.clone(),
-                            object: name,
-                            reason: format!("cannot be made: {error}"),
-                        });
-                    }
-                    _ => {}
-                }
-                Ok(Arc::new(LocalStore::open(path)?))
+                let beside = path.with_file_name(DEFAULT_STORE_NAME);
+                // A path that begins like a URL would be read as one.
+                std::path::absolute(&beside).unwrap_or(beside).to_string_lossy().into_owned()
             }
+            Self::Remote { directory_text, .. } => {
+                let (before_query, query) = match directory_text.find('?') {
+                    Some(at) => directory_text.split_at(at),
+                    None => (directory_text.as_str(), ""),
+                };
+                format!("{before_query}/{DEFAULT_STORE_NAME}{query}")
+            }
+            Self::Stdio => DEFAULT_STORE_NAME.to_owned(),
         }
     }
+}
 
-    /// Opens the store at this location for reading.
-    ///
-    /// # Errors
-    /// The store does not exist or cannot be opened.
-    pub fn open(&self) -> Result<Arc<dyn Store>, StoreError> {
+/// The location as it may be shown, without secrets.
+impl fmt::Display for FileLocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Local(path) => Ok(Arc::new(LocalStore::open(path)?)),
+            Self::Local(path) => write!(f, "{}", path.display()),
+            Self::Remote { directory: Location::Http(url), name, .. } => {
+                let mut shown = url.clone();
+                if let Ok(mut segments) = shown.path_segments_mut() {
+                    segments.pop_if_empty().push(name);
+                }
+                f.write_str(&without_secrets(shown.as_str()))
+            }
+            Self::Remote { directory, name, .. } => write!(f, "{directory}/{name}"),
+            Self::Stdio => f.write_str("-"),
         }
     }
 }
 
-/// Opens the stores at some locations, to be asked in the order given.
-///
-/// # Errors
-/// One of the locations cannot be read or opened.
-pub fn open_stores(locations: &[String]) -> Result<Arc<dyn Store>, StoreError> {
-    let mut stores = Vec::with_capacity(locations.len());
-    for location in locations {
-        stores.push(Location::parse(location)?.open()?);
+/// Whether a text is a location with a scheme or a host, and no local path.
+pub fn is_remote(text: &str) -> bool {
+    text == "-" || !matches!(Location::parse(text), Ok(Location::Local(_)))
+}
+
+/// A location as it may be shown: the password of `scheme://user:password@host` and the values of a query (signatures, tokens)
+/// left out. A group's members are treated one by one.
+pub fn without_secrets(text: &str) -> String {
+    if text.contains('|') {
+        let members: Vec<String> = text.split('|').map(without_secrets).collect();
+        return members.join("|");
     }
-    Ok(match stores.len() {
-        1 => stores.remove(0),
-        _ => Arc::new(Router::new(stores)),
-    })
-}
-
-/// The store casync uses for an index when none is named: `default.castr` in the index's directory.
-pub fn default_store(index: &Path) -> PathBuf {
-    index.with_file_name(DEFAULT_STORE_NAME)
-}
-
-/// A location as it may be shown: the password of `scheme://user:password@host` left out.
-pub fn without_password(text: &str) -> String {
-    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
+    let Some((scheme, rest)) = text.split_once("://").filter(|(scheme, _)| is_scheme(scheme)) else {
+        return text.to_owned();
+    };
     let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(authority_end);
-    match authority.rsplit_once('@') {
-        Some((login, host)) => {
-            let user = login.split(':').next().unwrap_or_default();
-            format!("{scheme}://{user}@{host}{path}")
-        }
-        None => text.to_owned(),
-    }
+    let shown = match authority.rsplit_once('@') {
+        Some((login, host)) => match login.split(':').next().unwrap_or_default() {
+            "" => host.to_owned(),
+            user => format!("{user}@{host}"),
+        },
+        None => authority.to_owned(),
+    };
+    let path = match path.split_once('?') {
+        Some((path, query)) if scheme.starts_with("http") && !query.is_empty() => format!("{path}?…"),
+        _ => path.to_owned(),
+    };
+    format!("{scheme}://{shown}{path}")
+}
+
+/// `HOST:path` or `USER@HOST:path`, as casync reads it (formats.md 9): a path before the colon, or none behind it, makes it a local path.
+fn ssh_shorthand(text: &str) -> Option<SshLocation> {
+    let (login, path) = text.split_once(':')?;
+    let (user, host) = match login.split_once('@') {
+        Some((user, host)) => (Some(user), host),
+        None => (None, login),
+    };
+    let is_word = |word: &str| {
+        !word.is_empty()
+            && !word.starts_with(['-', '.'])
+            && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.%".contains(&byte))
+    };
+    (is_word(host) && user.is_none_or(is_word) && !path.is_empty()).then(|| SshLocation {
+        user: user.map(str::to_owned),
+        host: host.to_owned(),
+        port: None,
+        path: path.to_owned(),
+    })
 }
 
 /// Whether the text before `://` can be a URL scheme (RFC 3986, 3.1), so that a path with `://` in it stays a path.
@@ -122,8 +427,18 @@ fn is_scheme(text: &str) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    fn ssh(user: Option<&str>, host: &str, port: Option<u16>, path: &str) -> SshLocation {
+        SshLocation { user: user.map(str::to_owned), host: host.to_owned(), port, path: path.to_owned() }
+    }
+
+    fn s3(endpoint: &str, bucket: &str, prefix: &str, lookup: Lookup) -> Location {
+        let (endpoint, bucket, prefix) = (endpoint.to_owned(), bucket.to_owned(), prefix.to_owned());
+        Location::S3(S3Location { endpoint, bucket, prefix, lookup })
+    }
 
     #[test]
     fn paths_and_file_urls_are_local() {
@@ -131,8 +446,12 @@ mod tests {
             ("/srv/store", "/srv/store"),
             ("store.castr", "store.castr"),
             ("./a b:c", "./a b:c"),
+            ("a b:c", "a b:c"),
+            ("host:", "host:"),
+            (":path", ":path"),
             ("/odd://path", "/odd://path"),
             ("file:///srv/store", "/srv/store"),
+            ("file:///srv/a%20b", "/srv/a b"),
             ("file://localhost/srv/store", "/srv/store"),
         ] {
             assert_eq!(Location::parse(text), Ok(Location::Local(path.into())), "{text}");
@@ -140,32 +459,110 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_reached_is_named_without_its_password() {
-        for (text, scheme) in
-            [("https://u:secret@h/store", "https"), ("s3+http://h/b?lookup=path", "s3+http"), ("ssh://h/x", "ssh")]
-        {
-            let message = Location::parse(text).expect_err(text).to_string();
-            assert!(message.contains(&format!("{scheme}://")) && !message.contains("secret"), "{message}");
+    fn every_scheme_is_read() {
+        let oci = |registry: &str, repository: &str| {
+            Location::Oci(OciLocation { registry: registry.to_owned(), repository: repository.to_owned() })
+        };
+        for (text, location) in [
+            ("http://h:80/a/b", Location::Http(Url::parse("http://h/a/b/").unwrap())),
+            ("https://h", Location::Http(Url::parse("https://h/").unwrap())),
+            ("s3+http://127.0.0.1:9000/bkt/a/b/?lookup=path", s3("http://127.0.0.1:9000", "bkt", "a/b", Lookup::Path)),
+            ("s3+https://s3.amazonaws.com/bkt", s3("https://s3.amazonaws.com", "bkt", "", Lookup::Auto)),
+            ("s3+https://h/b?lookup=dns", s3("https://h", "b", "", Lookup::Dns)),
+            ("gs://bkt/a/b", Location::Gcs { bucket: "bkt".into(), prefix: "a/b".into() }),
+            ("gs://bkt", Location::Gcs { bucket: "bkt".into(), prefix: String::new() }),
+            ("sftp://u@h:2222/a/b", Location::Sftp(ssh(Some("u"), "h", Some(2222), "/a/b"))),
+            ("ssh://h/a%20b", Location::Ssh(ssh(None, "h", None, "/a b"))),
+            ("h:/a", Location::Ssh(ssh(None, "h", None, "/a"))),
+            ("u@h.example:a/b", Location::Ssh(ssh(Some("u"), "h.example", None, "a/b"))),
+            ("oci+http://127.0.0.1:5000/a/b", oci("http://127.0.0.1:5000", "a/b")),
+            ("oci+https://h/a/", oci("https://h", "a")),
+        ] {
+            assert_eq!(Location::parse(text), Ok(location), "{text}");
         }
-        assert!(Location::parse("").is_err());
-        assert!(Location::parse("file://relative/store").is_err());
     }
 
     #[test]
-    fn passwords_are_left_out() {
+    fn what_is_wrong_is_named_without_secrets() {
+        for (text, what) in [
+            ("", "empty"),
+            ("file://relative/store", "absolute"),
+            ("ftp://u:secret@h/store", "unknown scheme ftp://"),
+            ("s3+http://u:secret@h/", "no bucket"),
+            ("s3+http://h/b?lookup=x", "unknown lookup 'x'"),
+            ("oci+https://h", "no repository"),
+            ("https://", "not a URL"),
+            ("gs:///x", "no host"),
+            ("ssh://-oProxyCommand=x/y", "cannot begin with '-'"),
+            ("sftp://-l@h/y", "cannot begin with '-'"),
+        ] {
+            let message = Location::parse(text).expect_err(text).to_string();
+            assert!(message.contains(what) && !message.contains("secret"), "{message}");
+        }
+    }
+
+    #[test]
+    fn files_lie_in_stores() {
+        for (text, directory, directory_text, name, default) in [
+            ("http://h/t/x.caibx", "http://h/t/", "http://h/t", "x.caibx", "http://h/t/default.castr"),
+            ("https://h/x.caidx", "https://h", "https://h", "x.caidx", "https://h/default.castr"),
+            (
+                "s3+http://h/b/p/x.caibx?lookup=path",
+                "s3+http://h/b/p?lookup=path",
+                "s3+http://h/b/p?lookup=path",
+                "x.caibx",
+                "s3+http://h/b/p/default.castr?lookup=path",
+            ),
+            ("gs://b/x.catar", "gs://b", "gs://b", "x.catar", "gs://b/default.castr"),
+            ("sftp://u@h/p/a%20b.catar", "sftp://u@h/p", "sftp://u@h/p", "a b.catar", "sftp://u@h/p/default.castr"),
+            ("u@h:/p/x.caibx", "u@h:/p", "u@h:/p", "x.caibx", "u@h:/p/default.castr"),
+            ("h:x.caibx", "h:.", "h:.", "x.caibx", "h:./default.castr"),
+        ] {
+            let file = FileLocation::parse(OsStr::new(text)).unwrap();
+            assert_eq!(file.default_store(), default);
+            let directory = Location::parse(directory).unwrap();
+            let (directory_text, name) = (directory_text.to_owned(), name.to_owned());
+            assert_eq!(file, FileLocation::Remote { directory, directory_text, name }, "{text}");
+        }
+        assert_eq!(FileLocation::parse(OsStr::new("-")), Ok(FileLocation::Stdio));
+        for local in [&b"/a/b.caibx"[..], b"b.caibx", b"/a/\xff.caibx"] {
+            let local = OsStr::from_bytes(local);
+            assert_eq!(FileLocation::parse(local), Ok(FileLocation::Local(local.into())));
+        }
+        assert_eq!(FileLocation::parse(OsStr::new("/a/b.caibx")).unwrap().default_store(), "/a/default.castr");
+        for wrong in ["http://h/t/", "oci+http://h/r/x.caibx", "ftp://h/x"] {
+            assert!(FileLocation::parse(OsStr::new(wrong)).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_signed_url_goes_with_its_file() {
+        let file = FileLocation::parse(OsStr::new("https://u:p@h/t/x.caibx?sig=abc")).unwrap();
+        assert_eq!(file.to_string(), "https://u@h/t/x.caibx?…");
+        let FileLocation::Remote { directory: Location::Http(url), .. } = &file else { panic!("{file:?}") };
+        assert_eq!(url.query(), Some("sig=abc"));
+        assert_eq!(file.default_store(), "https://u:p@h/t/default.castr");
+    }
+
+    #[test]
+    fn secrets_are_left_out() {
         for (text, shown) in [
             ("https://u:p@h/x", "https://u@h/x"),
             ("https://u:p@q@h/x@y", "https://u@h/x@y"),
+            ("https://:p@h/x", "https://h/x"),
             ("https://h/x@y", "https://h/x@y"),
+            ("https://h/x?X-Amz-Signature=1", "https://h/x?…"),
+            ("s3+https://h/x?lookup=dns", "s3+https://h/x?lookup=dns"),
+            ("http://a:b@h/x|http://c:d@h/y", "http://a@h/x|http://c@h/y"),
             ("/path/a:b@c", "/path/a:b@c"),
         ] {
-            assert_eq!(without_password(text), shown);
+            assert_eq!(without_secrets(text), shown);
         }
     }
 
     #[test]
-    fn the_default_store_lies_beside_the_index() {
-        assert_eq!(default_store(Path::new("/a/b.caibx")), Path::new("/a/default.castr"));
-        assert_eq!(default_store(Path::new("b.caibx")), Path::new("default.castr"));
+    fn groups_are_split() {
+        assert_eq!(split_group("http://a/x | /b|").collect::<Vec<_>>(), ["http://a/x", "/b"]);
+        assert_eq!(split_group("/b").collect::<Vec<_>>(), ["/b"]);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
-use super::{BlockingStore, Store, StoreError, Stored};
+use super::{BlockingStore, Fetched, Store, StoreError, Stored};
 use crate::digest::ChunkId;
 
 /// Ordered stores.
@@ -34,11 +34,19 @@ impl Store for Router {
     }
 
     fn fetch(&self, id: ChunkId) -> BoxFuture<'_, Result<Option<Stored>, StoreError>> {
+        Box::pin(async move { Ok(self.fetch_avoiding(id, &[]).await?.map(|fetched| fetched.stored)) })
+    }
+
+    fn fetch_avoiding<'a>(
+        &'a self,
+        id: ChunkId,
+        avoid: &'a [String],
+    ) -> BoxFuture<'a, Result<Option<Fetched>, StoreError>> {
         Box::pin(async move {
             let mut failure = None;
             for store in &self.stores {
-                match store.fetch(id).await {
-                    Ok(Some(stored)) => return Ok(Some(stored)),
+                match store.fetch_avoiding(id, avoid).await {
+                    Ok(Some(fetched)) => return Ok(Some(fetched)),
                     Ok(None) => {}
                     Err(error) => failure = failure.or(Some(error)),
                 }

@@ -15,10 +15,11 @@ use super::{Owners, Volume};
 use crate::blob::source::IndexBytes;
 use crate::blob::{Blob, ChunkedBlob, FileBlob};
 use crate::cache::{Cache, CacheConfig};
-use crate::config::MountConfig;
+use crate::config::{MountConfig, SourceConfig};
 use crate::format::index::{Index, Kind, archive_flags, kind_of};
 use crate::report::Report;
-use crate::store::location::{default_store, open_stores};
+use crate::store::location::FileLocation;
+use crate::store::open::open_stores;
 use crate::tree::{Tree, TreeConfig};
 
 /// First bytes of a file or stream that tell what it is: the header of an archive's ENTRY and its flags.
@@ -112,7 +113,7 @@ pub struct Opened {
 /// The file cannot be read, is of no kind we know or not what its suffix says; or a store cannot be opened.
 pub async fn open_blob(
     path: &Path,
-    stores: &[String],
+    sources: &SourceConfig,
     plan: &MemoryPlan,
     fetch_timeout: Duration,
     report: &Arc<Report>,
@@ -146,7 +147,11 @@ pub async fn open_blob(
     let bytes = IndexBytes::open(path).map_err(|error| fail(&error))?;
     let index = Index::open(bytes).map_err(|error| fail(&error))?;
     let suggests_archive = index.header().suggests_archive();
-    let store = open_stores(&stores_or_default(path, stores)?).map_err(|error| fail(&error))?;
+    let mut groups = Vec::new();
+    for text in stores_or_default(path, &sources.stores)? {
+        groups.push(sources.settings.resolve(&text).map_err(|error| fail(&error))?);
+    }
+    let store = open_stores(&groups).map_err(|error| fail(&error))?;
     let cache_config =
         CacheConfig { memory_bytes: plan.memory_tier_bytes, inflight_bytes: plan.inflight_bytes, fetch_timeout };
     let cache = Cache::new(store, cache_config, Arc::clone(report));
@@ -184,7 +189,7 @@ pub async fn open_volume(
     let plan = MemoryPlan::new(config.memory_bytes);
     // A fetch ends before the read that waits for it, so that the read is answered with the fetch's own reason.
     let fetch_timeout = config.io_timeout.mul_f64(0.9);
-    let opened = open_blob(path, &config.stores, &plan, fetch_timeout, report).await?;
+    let opened = open_blob(path, &config.sources, &plan, fetch_timeout, report).await?;
     let owners = Owners { uid: config.uid, gid: config.gid };
     let source = path.display().to_string();
     if opened.kind == SpecKind::BlobIndex {
@@ -211,17 +216,14 @@ fn stores_or_default(path: &Path, stores: &[String]) -> Result<Vec<String>, Open
     if !stores.is_empty() {
         return Ok(stores.to_vec());
     }
-    let beside = default_store(path);
-    if !beside.is_dir() {
-        let why = format!("no store is given and {} does not exist (name a store with -s)", beside.display());
-        return Err(OpenError::new(path, why));
+    let beside = FileLocation::Local(path.to_owned()).default_store();
+    if !Path::new(&beside).is_dir() {
+        return Err(OpenError::new(
+            path,
+            format!("no store is given and {beside} does not exist (name a store with -s)"),
+        ));
     }
-    // A path that begins like a URL would be read as one.
-    let absolute = std::path::absolute(&beside).unwrap_or(beside);
-    match absolute.to_str() {
-        Some(text) => Ok(vec![text.to_owned()]),
-        None => Err(OpenError::new(path, "the path of its default store is not UTF-8 (name a store with -s)")),
-    }
+    Ok(vec![beside])
 }
 
 /// Whether the stream begins with an archive's first element. Unreadable content says no: the blob mount then shows the error.

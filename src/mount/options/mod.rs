@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn own_options_keep_their_order_and_the_last_value_counts() {
         let options = parsed(r#"store=/b,store="https://h/?a=1,2",memory=1G,allow_other,memory=2G,store=/b"#).unwrap();
-        assert_eq!(options.config.stores, ["/b", "https://h/?a=1,2", "/b"]);
+        assert_eq!(options.config.sources.stores, ["/b", "https://h/?a=1,2", "/b"]);
         assert_eq!(options.config.memory_bytes, 2 << 30);
         assert_eq!(options.config.allow_other, Some(true));
     }
@@ -238,7 +238,7 @@ mod tests {
         let mut options = MountOptions::default();
         options.parse("store=a,noexec", Unknown::Refuse).unwrap();
         options.parse("store=b,exec", Unknown::Refuse).unwrap();
-        assert_eq!(options.config.stores, ["a", "b"]);
+        assert_eq!(options.config.sources.stores, ["a", "b"]);
         assert_eq!(options.flags, VfsFlags::default());
     }
 
@@ -270,7 +270,7 @@ mod tests {
         let mut options = MountOptions::default();
         options.parse("frobnicate=1,store=a", Unknown::Collect).unwrap();
         assert_eq!(options.unknown, ["frobnicate"]);
-        assert_eq!(options.config.stores, ["a"]);
+        assert_eq!(options.config.sources.stores, ["a"]);
         assert!(options.parse("memory=x", Unknown::Collect).is_err(), "a wrong value is wrong all the same");
     }
 
@@ -283,9 +283,9 @@ mod tests {
         #[test]
         fn a_value_quoted_either_way_comes_back(value in r#"[^\x00]{1,30}"#) {
             let doubled = format!("ro,\"store={}\",noexec", value.replace('"', "\"\""));
-            prop_assert_eq!(&parsed(&doubled).unwrap().config.stores, std::slice::from_ref(&value));
+            prop_assert_eq!(&parsed(&doubled).unwrap().config.sources.stores, std::slice::from_ref(&value));
             let escaped = value.replace('\\', r"\\").replace(',', r"\,").replace('"', "\\\"");
-            prop_assert_eq!(&parsed(&format!("store={escaped},ro")).unwrap().config.stores, &[value]);
+            prop_assert_eq!(&parsed(&format!("store={escaped},ro")).unwrap().config.sources.stores, &[value]);
         }
     }
 }

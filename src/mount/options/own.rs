@@ -64,7 +64,7 @@ pub const MOUNT_OPTIONS: &[MountOption] = &[
         repeatable: true,
         help: "Where chunks come from; several are asked in the order given [default: default.castr beside the index]",
         set: |config, value| {
-            config.stores.push(non_empty(value)?);
+            config.sources.stores.push(non_empty(value)?);
             Some(())
         },
     },
@@ -179,7 +179,7 @@ mod tests {
             assert!(MountOption::find(&name.replace('_', "-")).is_some());
         }
         let expected = MountConfig {
-            stores: vec!["/a".into(), "/b".into()],
+            sources: crate::config::SourceConfig { stores: vec!["/a".into(), "/b".into()], ..Default::default() },
             memory_bytes: 64 << 20,
             io_timeout: Duration::from_millis(500),
             uid: Some(1000),

@@ -1,0 +1,5 @@
+module peers/rclone
+
+go 1.25
+
+require github.com/rclone/rclone v1.69.1
