@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use caifs::config::SourceConfig;
 use caifs::format::catar::node::{Entry, MODE_DIRECTORY, MODE_REGULAR};
 use caifs::format::catar::{Content, Encoder, FeatureFlags, Item, Node, Tail, name_hash};
 use caifs::report::Report;
@@ -136,7 +137,13 @@ fn an_archive_that_ends_early_is_refused_wherever_it_ends() {
 fn open_path(runtime: &Runtime, path: &Path, stores: &[String]) -> Result<TreeVolume, String> {
     let plan = MemoryPlan::new(16 << 20);
     let report = Arc::new(Report::default());
-    let opened = runtime.block_on(open_blob(path, stores, &plan, Duration::from_secs(30), &report));
+    let opened = runtime.block_on(open_blob(
+        path,
+        &SourceConfig { stores: stores.to_vec(), ..SourceConfig::default() },
+        &plan,
+        Duration::from_secs(30),
+        &report,
+    ));
     let tree = runtime.block_on(open_tree(opened.map_err(|error| error.to_string())?, &plan));
     Ok(TreeVolume::new(tree.map_err(|error| error.to_string())?, Owners::default(), String::new(), report))
 }

@@ -322,7 +322,7 @@ impl WriteStore for FailsLater {
             assert_eq!((stored.form, Digest::default().id(&stored.bytes)), (Form::Plain, id));
             match self.n_puts.fetch_add(1, Ordering::Relaxed) {
                 0..10 => Ok(Put::Written),
-                _ => Err(StoreError { store: self.name().into(), object: id.to_hex(), reason: "no space".into() }),
+                _ => Err(StoreError::new(self.name(), id.to_hex(), "no space")),
             }
         })
     }

@@ -13,6 +13,7 @@ use caifs::blob::source::IndexBytes;
 use caifs::blob::{Blob, ChunkedBlob};
 use caifs::cache::{Cache, CacheConfig};
 use caifs::config::MountConfig;
+use caifs::config::SourceConfig;
 use caifs::digest::{ChunkId, Digest};
 use caifs::format::index::{self, ChunkSizes, FLAG_SHA512_256, Index, IndexHeader};
 use caifs::report::Report;
@@ -110,7 +111,10 @@ impl Setting {
         let plan = MemoryPlan { tree: NO_MEMORY, memory_tier_bytes: 0, ..MemoryPlan::new(16 << 20) };
         let report = Arc::new(Report::default());
         let path = self.scratch.join(name);
-        let opened = self.runtime.block_on(open_blob(&path, &[], &plan, Duration::from_secs(30), &report)).unwrap();
+        let opened = self
+            .runtime
+            .block_on(open_blob(&path, &SourceConfig::default(), &plan, Duration::from_secs(30), &report))
+            .unwrap();
         let tree = self.runtime.block_on(open_tree(opened, &plan)).unwrap();
         TreeVolume::new(tree, Owners::default(), "small".to_owned(), report)
     }
@@ -389,7 +393,8 @@ fn a_plain_archive_that_is_cut_while_open_is_eio() {
     let path = scratch.file("x.catar", include_bytes!("data/casync.catar"));
     let plan = MemoryPlan { tree: NO_MEMORY, ..MemoryPlan::new(16 << 20) };
     let report = Arc::new(Report::default());
-    let opened = runtime.block_on(open_blob(&path, &[], &plan, Duration::from_secs(30), &report)).unwrap();
+    let opened =
+        runtime.block_on(open_blob(&path, &SourceConfig::default(), &plan, Duration::from_secs(30), &report)).unwrap();
     let tree = runtime.block_on(open_tree(opened, &plan)).unwrap();
     let volume = TreeVolume::new(tree, Owners::default(), String::new(), report);
     let n_all = walk(&runtime, &volume, 100).unwrap().len();
