@@ -37,6 +37,10 @@ pub struct Report {
     pub n_memory_misses: Counter,
     /// Chunks dropped from the memory tier to make room.
     pub n_evicted: Counter,
+    /// Chunks written to a store that serves as cache.
+    pub n_kept: Counter,
+    /// Chunks that such a store did not take.
+    pub n_keep_errors: Counter,
     /// Reads answered with the right bytes, in bytes.
     pub read_bytes: Counter,
     /// Requests answered with EIO, by numbered site (see `volume::EioSite`).

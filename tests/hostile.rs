@@ -10,6 +10,7 @@ use caifs::format::catar::node::{Entry, MODE_DIRECTORY, MODE_REGULAR};
 use caifs::format::catar::{Content, Encoder, FeatureFlags, Item, Node, Tail, name_hash};
 use caifs::report::Report;
 use caifs::store::fault::Fault;
+use caifs::store::location::FileLocation;
 use caifs::volume::open::{MemoryPlan, open_blob, open_tree};
 use caifs::volume::tree::TreeVolume;
 use caifs::volume::{FileKind, Owners, ROOT_INO, Volume, VolumeError};
@@ -138,7 +139,7 @@ fn open_path(runtime: &Runtime, path: &Path, stores: &[String]) -> Result<TreeVo
     let plan = MemoryPlan::new(16 << 20);
     let report = Arc::new(Report::default());
     let opened = runtime.block_on(open_blob(
-        path,
+        &FileLocation::Local(path.to_owned()),
         &SourceConfig { stores: stores.to_vec(), ..SourceConfig::default() },
         &plan,
         Duration::from_secs(30),

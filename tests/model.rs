@@ -71,7 +71,7 @@ impl Model {
 }
 
 fn config(memory_bytes: u64) -> CacheConfig {
-    CacheConfig { memory_bytes, inflight_bytes: 8192, fetch_timeout: Duration::from_millis(100) }
+    CacheConfig { memory_bytes, inflight_bytes: 8192, fetch_timeout: Duration::from_millis(100), is_offline: false }
 }
 
 fn runtime() -> tokio::runtime::Runtime {

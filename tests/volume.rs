@@ -18,6 +18,7 @@ use caifs::digest::{ChunkId, Digest};
 use caifs::format::index::{self, ChunkSizes, FLAG_SHA512_256, Index, IndexHeader};
 use caifs::report::Report;
 use caifs::store::fault::{Fault, FaultStore};
+use caifs::store::location::FileLocation;
 use caifs::tree::{Tree, TreeConfig};
 use caifs::volume::image::{ImageConfig, ImageVolume};
 use caifs::volume::open::{MemoryPlan, open_blob, open_tree, open_volume};
@@ -69,8 +70,12 @@ pub fn blob(bytes: &[u8], chunk_bytes: usize, script: impl Fn(ChunkId, u64) -> F
     let header = IndexHeader { feature_flags: FLAG_SHA512_256, sizes: ChunkSizes { min: size, avg: size, max: size } };
     let index =
         Index::open(IndexBytes::Copied(index::encode(&header, items.iter().map(|(end, id)| (*end, id))))).unwrap();
-    let config =
-        CacheConfig { memory_bytes: 1 << 24, inflight_bytes: 1 << 22, fetch_timeout: Duration::from_millis(200) };
+    let config = CacheConfig {
+        memory_bytes: 1 << 24,
+        inflight_bytes: 1 << 22,
+        fetch_timeout: Duration::from_millis(200),
+        is_offline: false,
+    };
     Blob::Chunked(ChunkedBlob::new(index, "in memory", Cache::new(store, config, Arc::default()), 1 << 22))
 }
 
@@ -104,7 +109,7 @@ impl Setting {
 
     fn open(&self, name: &str) -> Arc<dyn Volume> {
         let (path, config, report) = (self.scratch.join(name), MountConfig::default(), Arc::new(Report::default()));
-        self.runtime.block_on(open_volume(&path, &config, false, &report)).unwrap()
+        self.runtime.block_on(open_volume(&FileLocation::Local(path.clone()), &config, false, &report)).unwrap()
     }
 
     fn open_small(&self, name: &str) -> TreeVolume {
@@ -113,7 +118,13 @@ impl Setting {
         let path = self.scratch.join(name);
         let opened = self
             .runtime
-            .block_on(open_blob(&path, &SourceConfig::default(), &plan, Duration::from_secs(30), &report))
+            .block_on(open_blob(
+                &FileLocation::Local(path.clone()),
+                &SourceConfig::default(),
+                &plan,
+                Duration::from_secs(30),
+                &report,
+            ))
             .unwrap();
         let tree = self.runtime.block_on(open_tree(opened, &plan)).unwrap();
         TreeVolume::new(tree, Owners::default(), "small".to_owned(), report)
@@ -393,8 +404,15 @@ fn a_plain_archive_that_is_cut_while_open_is_eio() {
     let path = scratch.file("x.catar", include_bytes!("data/casync.catar"));
     let plan = MemoryPlan { tree: NO_MEMORY, ..MemoryPlan::new(16 << 20) };
     let report = Arc::new(Report::default());
-    let opened =
-        runtime.block_on(open_blob(&path, &SourceConfig::default(), &plan, Duration::from_secs(30), &report)).unwrap();
+    let opened = runtime
+        .block_on(open_blob(
+            &FileLocation::Local(path.clone()),
+            &SourceConfig::default(),
+            &plan,
+            Duration::from_secs(30),
+            &report,
+        ))
+        .unwrap();
     let tree = runtime.block_on(open_tree(opened, &plan)).unwrap();
     let volume = TreeVolume::new(tree, Owners::default(), String::new(), report);
     let n_all = walk(&runtime, &volume, 100).unwrap().len();

@@ -138,12 +138,12 @@ impl ChunkedBlob {
         }
         shared.check_unchanged()?;
         let wants: Vec<Want> = items.iter().map(want).collect();
-        let mut chunks = BTreeMap::new();
-        let hold = |item_idx: usize, chunk| {
-            chunks.insert(items[item_idx].start, chunk);
+        let mut pieces = BTreeMap::new();
+        let hold = |item_idx: usize, chunk: Chunk| {
+            pieces.insert(items[item_idx].start, chunk.plain().clone());
         };
         shared.cache.get_many(shared.digest, &wants, hold).await?;
-        Ok((Pinned { chunks }, n_offsets))
+        Ok((Pinned::new(pieces), n_offsets))
     }
 
     /// How many chunks a range is made of.
@@ -275,20 +275,24 @@ fn want(item: &Item) -> Want {
     Want { id: item.id, n_bytes: item.end - item.start }
 }
 
-/// Chunks held in memory whatever the cache drops, for reading without waiting.
+/// Chunks (or blocks) held in memory whatever the cache drops, for reading without waiting.
 #[derive(Debug, Default)]
 pub struct Pinned {
     /// By the offset each starts at.
-    chunks: BTreeMap<u64, Chunk>,
+    pieces: BTreeMap<u64, Bytes>,
 }
 
 impl Pinned {
-    /// The bytes from `offset` to the end of its chunk, at most `max_bytes`; `None` when the chunk is not held.
+    /// Holds pieces of a stream, by the offset each starts at.
+    pub(super) fn new(pieces: BTreeMap<u64, Bytes>) -> Self {
+        Self { pieces }
+    }
+
+    /// The bytes from `offset` to the end of its piece, at most `max_bytes`; `None` when the piece is not held.
     pub fn bytes_at(&self, offset: u64, max_bytes: usize) -> Option<Bytes> {
-        let (start, chunk) = self.chunks.range(..=offset).next_back()?;
+        let (start, piece) = self.pieces.range(..=offset).next_back()?;
         let from = usize::try_from(offset - start).ok()?;
-        let plain = chunk.plain();
-        let to = plain.len().min(from.saturating_add(max_bytes));
-        (from < to).then(|| plain.slice(from..to))
+        let to = piece.len().min(from.saturating_add(max_bytes));
+        (from < to).then(|| piece.slice(from..to))
     }
 }

@@ -1,7 +1,8 @@
-//! A byte stream read at any place: over an index and its chunks, or a plain local file.
+//! A byte stream read at any place: over an index and its chunks, or a plain file, here or in a store.
 //!
 //! * [`source`] is the index's bytes, copied or mapped.
-//! * [`chunked`] reads over an index, [`file`] from a plain file; [`Blob`] is either.
+//! * [`chunked`] reads over an index, [`file`] from a plain local file, [`Blocks`] from one of a store;
+//!   [`Blob`] is any of them.
 //! * [`Pinned`] holds some chunks for as long as a caller parses them.
 //!
 //! Invariants: opening costs the same for every size; a read is ready at its first poll when its chunks are in memory; a read
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 
 use crate::cache::GetError;
+use crate::cache::blocks::{BLOCK_BYTES, Blocks};
 pub use chunked::{ChunkedBlob, Pinned};
 pub use file::FileBlob;
 
@@ -58,6 +60,8 @@ pub enum Blob {
     Chunked(ChunkedBlob),
     /// A plain local file.
     File(FileBlob),
+    /// A plain file of a store.
+    Remote(Blocks),
 }
 
 impl Blob {
@@ -66,6 +70,7 @@ impl Blob {
         match self {
             Self::Chunked(blob) => blob.size(),
             Self::File(blob) => blob.size(),
+            Self::Remote(blocks) => blocks.size(),
         }
     }
 
@@ -84,6 +89,7 @@ impl Blob {
         match self {
             Self::Chunked(blob) => blob.read_at(offset, n_bytes).await,
             Self::File(blob) => blob.read_at(offset, n_bytes).await,
+            Self::Remote(blocks) => Ok(blocks.read_at(offset, n_bytes).await?),
         }
     }
 
@@ -99,11 +105,15 @@ impl Blob {
                 let in_chunk = blob.bytes_to_chunk_end(offset)?;
                 self.read_at(offset, max_bytes.min(in_chunk).max(min_bytes)).await
             }
+            Self::Remote(blocks) if offset < blocks.size() => {
+                let in_block = (BLOCK_BYTES - offset % BLOCK_BYTES) as usize;
+                self.read_at(offset, max_bytes.min(in_block).min(rest).max(min_bytes)).await
+            }
             _ => self.read_at(offset, max_bytes.min(rest).max(min_bytes)).await,
         }
     }
 
-    /// Gets the chunks that some offsets lie in, concurrently, and holds them: those of as many offsets, in the order given, as `max_bytes`
+    /// Gets the chunks (or blocks) that some offsets lie in, concurrently, and holds them: those of as many offsets, in the order given, as `max_bytes`
     /// of chunks hold, and of one at the least. Gives the number of offsets, too. A plain file needs no such thing.
     ///
     /// # Errors
@@ -112,6 +122,10 @@ impl Blob {
         match self {
             Self::Chunked(blob) => blob.pin(offsets, max_bytes).await,
             Self::File(_) => Ok((Pinned::default(), offsets.len())),
+            Self::Remote(blocks) => {
+                let (held, n_offsets) = blocks.hold(offsets, max_bytes).await?;
+                Ok((Pinned::new(held), n_offsets))
+            }
         }
     }
 
@@ -122,7 +136,7 @@ impl Blob {
     pub fn n_chunks(&self, offset: u64, n_bytes: u64) -> Result<Option<u64>, BlobError> {
         match self {
             Self::Chunked(blob) => blob.n_chunks(offset, n_bytes).map(Some),
-            Self::File(_) => Ok(None),
+            Self::File(_) | Self::Remote(_) => Ok(None),
         }
     }
 }

@@ -4,8 +4,8 @@
 //! mapped, so that a mount costs the same for every size; [`IndexBytes::check_unchanged`] then notices a changed file.
 
 use std::fs::{File, Metadata};
-use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::sys::MappedFile;
@@ -13,6 +13,12 @@ use crate::sys::MappedFile;
 /// The largest index that is copied, in bytes: some 25,000 chunks, 1.6 GB of content at the usual chunk size. A copy of
 /// this size takes well under a millisecond.
 const MAX_COPIED_BYTES: u64 = 1 << 20;
+
+/// The largest index that is taken from elsewhere than a local file, in bytes: some 25 million chunks.
+pub const MAX_INDEX_BYTES: u64 = 1 << 30;
+
+/// Where an index that came from elsewhere is laid down when there is no cache directory.
+const SPOOL_DIR: &str = "/var/tmp";
 
 /// The bytes of an index file.
 #[derive(Debug)]
@@ -59,7 +65,7 @@ impl IndexBytes {
         if !metadata.is_file() || metadata.size() <= MAX_COPIED_BYTES {
             // Pipes and devices have no size to go by; the limit stands for them too.
             let mut bytes = Vec::with_capacity(metadata.size() as usize);
-            file.by_ref().take(MAX_COPIED_BYTES + 1).read_to_end(&mut bytes)?;
+            Read::by_ref(&mut file).take(MAX_COPIED_BYTES + 1).read_to_end(&mut bytes)?;
             if bytes.len() as u64 > MAX_COPIED_BYTES {
                 return Err(io::Error::other("the file grows while it is read, or is not a regular file"));
             }
@@ -67,6 +73,37 @@ impl IndexBytes {
         }
         let map = MappedFile::new(&file)?;
         Ok(Self::Mapped(MappedIndex { map, version: Version::of(&metadata), file, path: path.to_owned() }))
+    }
+
+    /// Holds an index that came from elsewhere. A large one is laid down in a file without a name, in `dir` or a directory for such
+    /// files, and mapped, so that it does not count as memory.
+    ///
+    /// # Errors
+    /// It is larger than any index may be, or cannot be laid down.
+    pub fn hold(bytes: Vec<u8>, dir: Option<&Path>) -> io::Result<Self> {
+        if bytes.len() as u64 <= MAX_COPIED_BYTES {
+            return Ok(Self::Copied(bytes));
+        }
+        if bytes.len() as u64 > MAX_INDEX_BYTES {
+            return Err(io::Error::other(format!("an index of more than {MAX_INDEX_BYTES} bytes is not taken")));
+        }
+        let unnamed = |dir: &Path| {
+            let options = File::options()
+                .read(true)
+                .write(true)
+                .custom_flags(libc::O_TMPFILE | libc::O_EXCL)
+                .mode(0o600)
+                .open(dir);
+            options.and_then(|mut file| file.write_all(&bytes).map(|()| file))
+        };
+        let file = match dir.map(unnamed) {
+            Some(Ok(file)) => file,
+            _ => unnamed(Path::new(SPOOL_DIR))?,
+        };
+        let metadata = file.metadata()?;
+        let map = MappedFile::new(&file)?;
+        let path = PathBuf::from("(laid down)");
+        Ok(Self::Mapped(MappedIndex { map, version: Version::of(&metadata), file, path }))
     }
 
     /// Checks that a mapped file is still what it was when it was opened. A copy cannot change.

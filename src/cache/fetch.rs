@@ -1,22 +1,71 @@
 //! Fetching what memory lacks: batches that run side by side, each decoded and verified together.
 //!
-//! Two ways, one result. A blocking store is read, decoded and verified by one blocking task a batch. Any other store is
-//! asked for all chunks of a batch at once, and what has arrived is decoded and verified together, without waiting for the rest.
+//! What is at hand (the disk tier, stores of local files) is read, decoded and verified by one blocking task a batch. What is left is
+//! asked for over the network, all chunks of a batch at once; what has arrived is decoded and verified together, without waiting
+//! for the rest. A chunk that turns out wrong is fetched again, from another store if there is one; a failure that can pass is
+//! waited out until the chunk's deadline. What came from a store is kept on disk after its readers have been told.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
-use super::inflight::Leader;
-use super::{BATCH_CHUNKS, GetError, PERMIT_BYTES, Shared};
+use super::{BATCH_CHUNKS, ChunkLeader, GetError, PERMIT_BYTES, Shared, Want};
 use crate::chunk::{Chunk, codec};
 use crate::digest::{ChunkId, Digest};
-use crate::store::{StoreError, Stored};
+use crate::store::retry::RetryPolicy;
+use crate::store::{Fetched, StoreError, Stored};
 
-/// A chunk to fetch: the duty to tell, and the bytes the index gives it.
-type Task = (Leader, u64);
+/// How often a chunk is fetched when its bytes are wrong each time: from other stores first, then from the same ones again, since a
+/// connection can damage what a store has right.
+const MAX_BAD_FETCHES: u32 = 8;
+
+/// The pauses between requests that fail in a way that can pass; the deadline ends them.
+pub(super) const PAUSES: RetryPolicy =
+    RetryPolicy { n_retries: u32::MAX, base: Duration::from_millis(50), max: Duration::from_secs(2) };
+
+/// A chunk to fetch, and the duty to tell.
+#[derive(Debug)]
+pub(super) struct Task {
+    leader: ChunkLeader,
+    n_bytes: u64,
+    deadline: Instant,
+    /// Stores that gave wrong bytes.
+    avoid: Vec<String>,
+    n_bad: u32,
+    /// What was wrong last.
+    last_bad: Option<GetError>,
+}
+
+impl Task {
+    fn id(&self) -> ChunkId {
+        self.leader.key()
+    }
+
+    fn want(&self) -> Want {
+        Want { id: self.id(), n_bytes: self.n_bytes }
+    }
+
+    fn tell(self, outcome: Result<Chunk, GetError>) {
+        self.leader.tell(outcome);
+    }
+}
+
+/// A chunk whose stored form was decoded and is to be verified.
+struct Decoded {
+    task: Task,
+    plain: Bytes,
+    stored: Stored,
+    /// The store it came from.
+    store: String,
+}
+
+/// What a batch holds until it is done: its share of the in-flight budget.
+type Permit = Arc<OwnedSemaphorePermit>;
 
 /// The most a stored form of so many plain bytes can have: no codec makes its input longer by more than a fraction of this. A file that
 /// is longer is not that chunk, and not worth the memory to find out.
@@ -25,100 +74,135 @@ fn max_stored_bytes(n_bytes: u64) -> u64 {
 }
 
 /// Starts to fetch some chunks, in batches of even size, in tasks of their own.
-pub(super) fn start(shared: &Arc<Shared>, digest: Digest, tasks: Vec<Task>) {
+pub(super) fn start(shared: &Arc<Shared>, digest: Digest, leaders: Vec<(ChunkLeader, u64)>) {
+    let deadline = Instant::now() + shared.config.fetch_timeout;
     // Half of the budget at the most, so that two batches of large chunks can be in flight.
     let max_bytes = shared.config.inflight_bytes / 2;
-    let n_batches = tasks.len().div_ceil(BATCH_CHUNKS).max(1);
-    let even_size = tasks.len().div_ceil(n_batches);
+    let n_batches = leaders.len().div_ceil(BATCH_CHUNKS).max(1);
+    let even_size = leaders.len().div_ceil(n_batches);
     let mut batch: Vec<Task> = Vec::with_capacity(even_size);
-    let mut n_bytes = 0;
-    for task in tasks {
-        if !batch.is_empty() && (batch.len() == even_size || n_bytes + task.1 > max_bytes) {
-            start_batch(shared, digest, std::mem::replace(&mut batch, Vec::with_capacity(even_size)), n_bytes);
-            n_bytes = 0;
+    let mut batch_bytes = 0;
+    for (leader, n_bytes) in leaders {
+        if !batch.is_empty() && (batch.len() == even_size || batch_bytes + n_bytes > max_bytes) {
+            start_batch(shared, digest, std::mem::replace(&mut batch, Vec::with_capacity(even_size)), batch_bytes);
+            batch_bytes = 0;
         }
-        n_bytes += task.1;
-        batch.push(task);
+        batch_bytes += n_bytes;
+        batch.push(Task { leader, n_bytes, deadline, avoid: Vec::new(), n_bad: 0, last_bad: None });
     }
     if !batch.is_empty() {
-        start_batch(shared, digest, batch, n_bytes);
+        start_batch(shared, digest, batch, batch_bytes);
     }
 }
 
 fn start_batch(shared: &Arc<Shared>, digest: Digest, batch: Vec<Task>, n_bytes: u64) {
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
-        // The permit is held until the chunks are in memory, where the tier's own limit takes over.
+        // The permit is held until the chunks are in memory and on disk, where the tiers' own limits take over.
         let Ok(permit) = shared.reserve(n_bytes).await else { return };
-        match shared.store.blocking() {
-            Some(_) => fetch_blocking(shared, digest, batch, permit).await,
-            None => fetch_concurrently(shared, digest, batch, permit).await,
+        let permit = Arc::new(permit);
+        let is_at_hand = shared.disk.is_some() || shared.store.blocking().is_some();
+        let batch = if is_at_hand { at_hand(&shared, digest, batch, &permit).await } else { batch };
+        if !batch.is_empty() {
+            over_network(&shared, digest, batch, &permit).await;
         }
     });
 }
 
-/// Reads, decodes and verifies a batch on one blocking thread.
-async fn fetch_blocking(shared: Arc<Shared>, digest: Digest, batch: Vec<Task>, permit: OwnedSemaphorePermit) {
-    let Ok(worker) = Arc::clone(&shared.workers).acquire_owned().await else { return };
-    tokio::task::spawn_blocking(move || {
-        let Some(store) = shared.store.blocking() else { return };
-        let mut decoded = Vec::with_capacity(batch.len());
-        for (leader, n_bytes) in batch {
-            let fetched = store.fetch_now(leader.id(), max_stored_bytes(n_bytes));
-            if let Some((leader, plain)) = shared.decode(leader, n_bytes, fetched) {
-                decoded.push((leader, plain));
+/// Takes what the disk tier and a store of local files have, on one blocking thread; gives back what is left to ask for.
+async fn at_hand(shared: &Arc<Shared>, digest: Digest, batch: Vec<Task>, permit: &Permit) -> Vec<Task> {
+    let Ok(worker) = Arc::clone(&shared.workers).acquire_owned().await else { return Vec::new() };
+    let (shared, permit) = (Arc::clone(shared), Arc::clone(permit));
+    let work = tokio::task::spawn_blocking(move || {
+        let mut left = Vec::new();
+        for task in batch {
+            match shared.disk.as_ref().and_then(|disk| disk.get(digest, &task.want())) {
+                Some(chunk) => {
+                    shared.report.n_evicted.add(shared.memory.insert(chunk.clone()));
+                    task.tell(Ok(chunk));
+                }
+                None => left.push(task),
             }
         }
-        shared.verify_and_tell(digest, decoded);
-        drop((permit, worker));
+        let Some(store) = shared.store.blocking() else { return left };
+        let mut decoded = Vec::with_capacity(left.len());
+        for task in left {
+            let fetched = store.fetch_now(task.id(), max_stored_bytes(task.n_bytes));
+            let fetched = fetched.map(|stored| stored.map(|stored| Fetched { stored, store: String::new() }));
+            decoded.extend(shared.decode(digest, task, fetched, &permit));
+        }
+        shared.verify_and_tell(digest, decoded, &permit);
+        drop(worker);
+        Vec::new()
     });
+    work.await.unwrap_or_default()
 }
 
 /// Asks for all chunks of a batch at once; decodes and verifies together what is there.
-async fn fetch_concurrently(shared: Arc<Shared>, digest: Digest, batch: Vec<Task>, permit: OwnedSemaphorePermit) {
-    let permit = Arc::new(permit);
+async fn over_network(shared: &Arc<Shared>, digest: Digest, batch: Vec<Task>, permit: &Permit) {
     let fetches: FuturesUnordered<_> = batch
         .into_iter()
-        .map(|(leader, n_bytes)| {
-            let shared = Arc::clone(&shared);
-            async move {
-                let fetched = fetch_in_time(&shared, leader.id()).await;
-                (leader, n_bytes, fetched)
-            }
+        .map(|mut task| async move {
+            let fetched = fetch_in_time(shared, &mut task).await;
+            (task, fetched)
         })
         .collect();
     let mut arrivals = fetches.ready_chunks(BATCH_CHUNKS);
     while let Some(arrived) = arrivals.next().await {
         let Ok(worker) = Arc::clone(&shared.workers).acquire_owned().await else { return };
-        let shared = Arc::clone(&shared);
-        let permit = Arc::clone(&permit);
+        let (shared, permit) = (Arc::clone(shared), Arc::clone(permit));
         tokio::task::spawn_blocking(move || {
             let mut decoded = Vec::with_capacity(arrived.len());
-            for (leader, n_bytes, fetched) in arrived {
+            for (task, fetched) in arrived {
                 match fetched {
-                    Ok(fetched) => decoded.extend(shared.decode(leader, n_bytes, fetched)),
-                    Err(error) => leader.tell(Err(error)),
+                    Ok(fetched) => decoded.extend(shared.decode(digest, task, fetched, &permit)),
+                    Err(error) => task.tell(Err(error)),
                 }
             }
-            shared.verify_and_tell(digest, decoded);
-            drop((permit, worker));
+            shared.verify_and_tell(digest, decoded, &permit);
+            drop(worker);
         });
     }
 }
 
-/// One request, ended by its deadline.
-async fn fetch_in_time(shared: &Shared, id: ChunkId) -> Result<Result<Option<Stored>, StoreError>, GetError> {
-    let timeout = shared.config.fetch_timeout;
-    let request = async {
-        let _permit = shared.requests.acquire().await;
-        shared.store.fetch(id).await
-    };
-    match tokio::time::timeout(timeout, request).await {
-        Ok(fetched) => Ok(fetched),
-        Err(_) => {
-            shared.report.n_store_errors.add(1);
-            Err(GetError::Deadline { id, stores: shared.store.name().to_owned(), timeout })
-        }
+/// Asks until there is an answer that asking again would not change, or the deadline is there.
+async fn fetch_in_time(shared: &Shared, task: &mut Task) -> Result<Result<Option<Fetched>, StoreError>, GetError> {
+    let (id, deadline) = (task.id(), task.deadline);
+    let mut n_before = 0;
+    let mut last_error = None;
+    loop {
+        let request = async {
+            let _permit = shared.requests.acquire().await;
+            shared.store.fetch_avoiding(id, &task.avoid).await
+        };
+        let pause = match tokio::time::timeout_at(deadline, request).await {
+            Err(_) => {
+                shared.report.n_store_errors.add(1);
+                // The store's own words say more than that it is late.
+                return match last_error {
+                    Some(error) => Ok(Err(error)),
+                    None => Err(shared.late(id)),
+                };
+            }
+            // Only those that gave wrong bytes have it. Local files stay as they are, but from elsewhere the bytes can have been damaged
+            // on their way.
+            Ok(Ok(None)) if !task.avoid.is_empty() => {
+                if let (Some(_), Some(error)) = (shared.store.blocking(), task.last_bad.take()) {
+                    return Err(error);
+                }
+                task.avoid.clear();
+                PAUSES.wait(task.n_bad)
+            }
+            Ok(Err(error)) if error.is_transient => {
+                shared.report.n_store_errors.add(1);
+                last_error = Some(error);
+                PAUSES.wait(n_before)
+            }
+            Ok(answer) => return Ok(answer),
+        };
+        // A pause that ends behind the deadline would end in the timeout of a request that is never made.
+        tokio::time::sleep_until((Instant::now() + pause).min(deadline)).await;
+        n_before += 1;
     }
 }
 
@@ -129,55 +213,97 @@ impl Shared {
         Arc::clone(&self.budget).acquire_many_owned(n_permits.clamp(1, self.n_budget_permits)).await
     }
 
+    fn late(&self, id: ChunkId) -> GetError {
+        GetError::Deadline { id, stores: self.store.name().to_owned(), timeout: self.config.fetch_timeout }
+    }
+
     /// Turns the answer of a store into plain bytes, or tells why that cannot be.
     fn decode(
-        &self,
-        leader: Leader,
-        n_bytes: u64,
-        fetched: Result<Option<Stored>, StoreError>,
-    ) -> Option<(Leader, Bytes)> {
+        self: &Arc<Self>,
+        digest: Digest,
+        task: Task,
+        fetched: Result<Option<Fetched>, StoreError>,
+        permit: &Permit,
+    ) -> Option<Decoded> {
         self.report.n_fetches.add(1);
-        let id = leader.id();
-        let stores = || self.store.name().to_owned();
+        let id = task.id();
         let failure = match fetched {
-            Ok(Some(stored)) => {
+            Ok(Some(Fetched { stored, store })) => {
                 self.report.fetched_bytes.add(stored.bytes.len() as u64);
-                match codec::decode(stored.form, &stored.bytes, n_bytes) {
-                    Ok(plain) => return Some((leader, plain)),
+                match codec::decode(stored.form, &stored.bytes, task.n_bytes) {
+                    Ok(plain) => return Some(Decoded { task, plain, stored, store }),
                     Err(error) => {
-                        self.report.n_bad_chunks.add(1);
-                        GetError::Bad { id, stores: stores(), reason: error.to_string() }
+                        self.bad(digest, task, store, &error.to_string(), permit);
+                        return None;
                     }
                 }
             }
+            Ok(None) if self.config.is_offline => GetError::Offline { what: format!("chunk {id}") },
             Ok(None) => {
                 self.report.n_missing.add(1);
-                GetError::Missing { id, stores: stores() }
+                GetError::Missing { id, stores: self.store.name().to_owned() }
             }
             Err(error) => {
                 self.report.n_store_errors.add(1);
                 GetError::Store(error)
             }
         };
-        leader.tell(Err(failure));
+        task.tell(Err(failure));
         None
     }
 
-    /// Verifies a batch together, keeps what is right in memory, and tells the followers.
-    fn verify_and_tell(&self, digest: Digest, decoded: Vec<(Leader, Bytes)>) {
-        let claimed = decoded.iter().map(|(leader, plain)| (leader.id(), plain.clone())).collect();
-        for ((leader, _), verified) in decoded.into_iter().zip(Chunk::verify_batch(digest, claimed)) {
+    /// Verifies a batch together, puts what is right into memory, tells the followers, and then keeps it on disk.
+    fn verify_and_tell(self: &Arc<Self>, digest: Digest, decoded: Vec<Decoded>, permit: &Permit) {
+        let claimed = decoded.iter().map(|decoded| (decoded.task.id(), decoded.plain.clone())).collect();
+        let mut to_keep = Vec::new();
+        for (decoded, verified) in decoded.into_iter().zip(Chunk::verify_batch(digest, claimed)) {
+            let Decoded { task, stored, store, .. } = decoded;
             match verified {
                 Ok(chunk) => {
                     self.report.n_evicted.add(self.memory.insert(chunk.clone()));
-                    leader.tell(Ok(chunk));
+                    task.tell(Ok(chunk.clone()));
+                    to_keep.push((chunk, stored, store));
                 }
-                Err(mismatch) => {
-                    self.report.n_bad_chunks.add(1);
-                    let stores = self.store.name().to_owned();
-                    leader.tell(Err(GetError::Bad { id: mismatch.wanted, stores, reason: mismatch.to_string() }));
-                }
+                Err(mismatch) => self.bad(digest, task, store, &mismatch.to_string(), permit),
+            }
+        }
+        for (chunk, stored, store) in to_keep {
+            if let Some(disk) = &self.disk {
+                disk.keep(&chunk, &stored);
+            }
+            if let Some(keeper) = &self.keeper {
+                keeper.keep(chunk, stored, &store, permit);
             }
         }
     }
+
+    /// Fetches a chunk again whose bytes were wrong, or gives it up after enough of them.
+    fn bad(self: &Arc<Self>, digest: Digest, mut task: Task, store: String, reason: &str, permit: &Permit) {
+        self.report.n_bad_chunks.add(1);
+        task.n_bad += 1;
+        let (id, is_over) = (task.id(), Instant::now() >= task.deadline);
+        let stores = if store.is_empty() { self.store.name().to_owned() } else { store.clone() };
+        let error = GetError::Bad { id, stores, reason: reason.to_owned() };
+        if task.n_bad >= MAX_BAD_FETCHES || is_over {
+            return task.tell(Err(error));
+        }
+        tracing::warn!("{error}; fetching it again");
+        task.last_bad = Some(error);
+        if !store.is_empty() {
+            task.avoid.push(store);
+        }
+        let (shared, permit) = (Arc::clone(self), Arc::clone(permit));
+        // On a blocking thread of the runtime, which a task can be started from.
+        Handle::current().spawn(async move { again(shared, digest, task, permit).await });
+    }
+}
+
+/// Boxed, because fetching, verifying and fetching again call each other.
+fn again(
+    shared: Arc<Shared>,
+    digest: Digest,
+    task: Task,
+    permit: Permit,
+) -> futures_util::future::BoxFuture<'static, ()> {
+    Box::pin(async move { over_network(&shared, digest, vec![task], &permit).await })
 }

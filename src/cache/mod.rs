@@ -1,6 +1,7 @@
-//! Chunk id to verified plain bytes: memory, then the chunks in flight, then the store. The only way up.
+//! Chunk id to verified plain bytes: memory, then the chunks in flight, then the disk, then the store. The only way up.
 //!
-//! * [`memory`] keeps plain chunks by recency, weighed by their bytes.
+//! * [`memory`] keeps plain chunks by recency, weighed by their bytes; [`disk`] keeps stored ones in a directory, [`keeper`] in a store.
+//! * [`blocks`] does for a plain file of a store what the rest does for chunks.
 //! * `inflight` makes concurrent askers of one chunk share one fetch.
 //! * [`Cache`] puts them together: what is missing is fetched in small batches that run side by side; each batch is decoded
 //!   and verified together on a blocking thread.
@@ -8,8 +9,11 @@
 //! Invariants: bytes leave only as a [`Chunk`], so verified; every fetch ends by its deadline; a fetch goes on when its asker goes
 //! away, so that the work is not lost; what is in memory and in flight stays within the memory budget.
 
+pub mod blocks;
+pub mod disk;
 mod fetch;
 mod inflight;
+pub mod keeper;
 pub mod memory;
 
 use std::sync::Arc;
@@ -23,7 +27,9 @@ use crate::chunk::Chunk;
 use crate::digest::{ChunkId, Digest};
 use crate::report::Report;
 use crate::store::{Store, StoreError};
-use inflight::{Inflight, Role};
+use disk::DiskTier;
+use inflight::{Abandoned, Inflight, Leader, Role};
+use keeper::Keeper;
 use memory::MemoryTier;
 
 /// Chunks fetched, decoded and verified as one batch. Eight is what a multi-lane digest takes at once; more would make
@@ -83,6 +89,12 @@ pub enum GetError {
     /// A store failed.
     #[error("{0}")]
     Store(#[from] StoreError),
+    /// It is not kept, and no store may be asked.
+    #[error("{what} is not in the cache, and the stores are not asked (offline)")]
+    Offline {
+        /// A chunk, or a part of a file.
+        what: String,
+    },
     /// The store did not answer in time.
     #[error("chunk {id}: no answer from {stores} within {} s", timeout.as_secs_f32())]
     Deadline {
@@ -98,6 +110,15 @@ pub enum GetError {
     Abandoned,
 }
 
+impl Abandoned for GetError {
+    fn abandoned() -> Self {
+        Self::Abandoned
+    }
+}
+
+/// The duty to fetch a chunk.
+type ChunkLeader = Leader<ChunkId, Chunk, GetError>;
+
 /// How a cache behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheConfig {
@@ -105,8 +126,19 @@ pub struct CacheConfig {
     pub memory_bytes: u64,
     /// Bytes of plain chunks being fetched at any time; one chunk is always let through.
     pub inflight_bytes: u64,
-    /// How long one fetch may take.
+    /// How long one fetch may take, whatever has to be asked again.
     pub fetch_timeout: Duration,
+    /// Whether the stores that are asked are caches only, so that a chunk they lack is not "missing".
+    pub is_offline: bool,
+}
+
+/// What keeps chunks beyond the memory.
+#[derive(Debug, Clone, Default)]
+pub struct Tiers {
+    /// A directory.
+    pub disk: Option<Arc<DiskTier>>,
+    /// A store, which is the first of those that are asked.
+    pub keeper: Option<Arc<Keeper>>,
 }
 
 /// The cache of one or more blobs over one store.
@@ -119,8 +151,10 @@ pub struct Cache {
 #[derive(Debug)]
 struct Shared {
     store: Arc<dyn Store>,
+    disk: Option<Arc<DiskTier>>,
+    keeper: Option<Arc<Keeper>>,
     memory: MemoryTier,
-    inflight: Arc<Inflight>,
+    inflight: Arc<Inflight<ChunkId, Chunk, GetError>>,
     config: CacheConfig,
     /// The in-flight budget in units of [`PERMIT_BYTES`].
     budget: Arc<Semaphore>,
@@ -133,13 +167,20 @@ struct Shared {
 }
 
 impl Cache {
-    /// An empty cache over a store.
+    /// An empty cache over a store, without tiers beyond the memory.
     pub fn new(store: Arc<dyn Store>, config: CacheConfig, report: Arc<Report>) -> Self {
+        Self::with_tiers(store, Tiers::default(), config, report)
+    }
+
+    /// A cache over a store and what is kept of it.
+    pub fn with_tiers(store: Arc<dyn Store>, tiers: Tiers, config: CacheConfig, report: Arc<Report>) -> Self {
         let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
         let n_budget_permits =
             u32::try_from(config.inflight_bytes / PERMIT_BYTES).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
         let shared = Shared {
             store,
+            disk: tiers.disk,
+            keeper: tiers.keeper,
             memory: MemoryTier::new(config.memory_bytes),
             inflight: Arc::default(),
             config,
@@ -204,7 +245,7 @@ impl Cache {
         if followers.is_empty() {
             return Ok(());
         }
-        // One deadline for all, whatever a fetch waits for: a store of either kind, a worker, the budget. A little later than that of a
+        // One deadline for all, whatever a fetch waits for: a store of any kind, a worker, the budget. A little later than that of a
         // request to a store, so that a request that ends by its own is over when its readers hear of it.
         let timeout = self.shared.config.fetch_timeout;
         let deadline = Instant::now() + timeout + timeout / 20;
@@ -236,6 +277,11 @@ impl Cache {
     /// Bytes of plain chunks in memory now.
     pub fn memory_weight_bytes(&self) -> u64 {
         self.shared.memory.weight_bytes()
+    }
+
+    /// The directory that keeps chunks.
+    pub fn disk(&self) -> Option<&Arc<DiskTier>> {
+        self.shared.disk.as_ref()
     }
 
     /// The store chunks are fetched from.

@@ -13,7 +13,7 @@ use crate::volume::open::open_tree;
 
 pub fn run(args: &CatArgs) -> Result<()> {
     let runtime = Runtime::new().context("cannot start")?;
-    let opened = args.stores.open(&runtime, &args.index)?;
+    let opened = args.stores.open(&runtime, args.index.as_os_str())?;
     let (blob, whole) = match &args.path {
         None => {
             let n_bytes = opened.blob.size();

@@ -1,7 +1,6 @@
 //! `caifs info`, `list-chunks` and `verify-index`: looking at an index.
 
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
 
 use anyhow::{Context, Result};
 use tokio::runtime::Runtime;
@@ -9,9 +8,8 @@ use tokio::runtime::Runtime;
 use super::args::{InfoArgs, ListChunksArgs, VerifyIndexArgs};
 use super::make::report_to;
 use super::output::progress_bar;
-use crate::blob::source::IndexBytes;
-use crate::config::StoreSettings;
-use crate::format::index::Index;
+use super::places::open_index;
+use crate::config::{SourceConfig, StoreSettings};
 use crate::pack::inspect::{self, InfoSources};
 use crate::store::open::open_stores;
 
@@ -20,7 +18,7 @@ const N_CONCURRENT: usize = 10;
 
 pub fn info(args: &InfoArgs) -> Result<()> {
     let runtime = Runtime::new().context("cannot start")?;
-    let (name, index) = open(&args.index)?;
+    let (name, index) = open_index(&runtime, args.index.as_os_str(), &SourceConfig::default())?;
     let store = match args.stores.is_empty() {
         true => None,
         false => {
@@ -42,7 +40,8 @@ pub fn info(args: &InfoArgs) -> Result<()> {
 }
 
 pub fn list_chunks(args: &ListChunksArgs) -> Result<()> {
-    let (name, index) = open(&args.index)?;
+    let runtime = Runtime::new().context("cannot start")?;
+    let (name, index) = open_index(&runtime, args.index.as_os_str(), &SourceConfig::default())?;
     let mut out = BufWriter::new(io::stdout().lock());
     // Through an error of our own kind, so that a reader that goes away is told from other failures.
     for item in index.items() {
@@ -53,17 +52,11 @@ pub fn list_chunks(args: &ListChunksArgs) -> Result<()> {
 }
 
 pub fn verify_index(args: &VerifyIndexArgs) -> Result<()> {
-    let (name, index) = open(&args.index)?;
+    let runtime = Runtime::new().context("cannot start")?;
+    let (name, index) = open_index(&runtime, args.index.as_os_str(), &SourceConfig::default())?;
     let bar = progress_bar(index.blob_size());
     let progress = report_to(&bar);
     inspect::verify_index(&name, &index, &args.file, args.concurrency.unwrap_or(0), Some(&progress))?;
     bar.finish_and_clear();
     Ok(())
-}
-
-fn open(path: &Path) -> Result<(String, Index<IndexBytes>)> {
-    let name = path.display().to_string();
-    let bytes = IndexBytes::open(path).with_context(|| name.clone())?;
-    let index = Index::open(bytes).with_context(|| name.clone())?;
-    Ok((name, index))
 }

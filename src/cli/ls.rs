@@ -18,7 +18,7 @@ use crate::volume::open::open_tree;
 
 pub fn run(args: &LsArgs) -> Result<()> {
     let runtime = Runtime::new().context("cannot start")?;
-    let opened = args.stores.open(&runtime, &args.spec)?;
+    let opened = args.stores.open(&runtime, args.spec.as_os_str())?;
     let tree = runtime.block_on(open_tree(opened, &memory_plan()))?;
     let path = args.path.as_os_str().as_bytes();
     let name = || format!("{}: {}", args.spec.display(), args.path.display());

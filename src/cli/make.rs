@@ -4,15 +4,18 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use tokio::runtime::Runtime;
 
 use super::args::{CutFlags, MakeArgs};
 use super::output::progress_bar;
+use super::places::write_elsewhere;
 use crate::chunk::chunker::CutRule;
 use crate::chunk::sizes::parse_kib;
-use crate::pack::make::make;
+use crate::config::SourceConfig;
+use crate::pack::make::{make, make_index};
 use crate::pack::{MakeOptions, Progress};
-use crate::store::location::Location;
+use crate::store::location::{FileLocation, Location};
 use crate::store::open::open_writable;
 use crate::store::{StoreOptions, WriteStore};
 
@@ -24,7 +27,15 @@ pub fn run(args: &MakeArgs) -> Result<()> {
     let bar = progress_bar(n_bytes);
     let mut options = make_options(&args.cut, args.store.as_deref())?;
     options.progress = Some(report_to(&bar));
-    let stats = make(&args.index, &args.file, &options)?;
+    let stats = match FileLocation::parse(args.index.as_os_str())? {
+        FileLocation::Local(path) => make(&path, &args.file, &options)?,
+        elsewhere => {
+            let (bytes, stats) = make_index(&args.file, &options)?;
+            let runtime = Runtime::new().context("cannot start")?;
+            write_elsewhere(&runtime, &elsewhere, bytes, &SourceConfig::default())?;
+            stats
+        }
+    };
     bar.finish_and_clear();
     if args.print_stats {
         writeln!(io::stderr(), "{}", stats.desync_json())?;

@@ -1,7 +1,7 @@
 //! The command line: what was typed, turned into calls of the rooms below. The only room that names `clap`.
 //!
 //! * [`args`] defines every verb and flag once; help, man pages and completions come from it.
-//! * One file a verb does the work of the verb, with [`store_flags`] and [`output`] shared.
+//! * One file a verb does the work of the verb, with [`store_flags`], [`places`] and [`output`] shared.
 //!
 //! Invariant: an error is one line, `caifs: …`; a reader of our output that goes away early is no error.
 
@@ -13,6 +13,7 @@ mod ls;
 mod make;
 mod mount;
 mod output;
+mod places;
 mod store_flags;
 mod tar;
 mod umount;

@@ -1,6 +1,6 @@
 //! `caifs mount`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -30,11 +30,18 @@ pub fn run(args: MountArgs) -> ExitCode {
     ExitCode::from(exit_code)
 }
 
-fn mount(args: MountArgs, options: MountOptions) -> Result<(), MountError> {
-    // A file is named by its full path in the mount table, as mount(8) does it, whatever directory it was named from.
-    let path = args.spec.canonicalize().or_else(|_| std::path::absolute(&args.spec)).unwrap_or(args.spec);
+fn mount(args: MountArgs, options: Typed) -> Result<(), MountError> {
+    let (location, source) = match options.location {
+        // A file is named by its full path in the mount table, as mount(8) does it, whatever directory it was named from.
+        FileLocation::Local(path) => {
+            let path = path.canonicalize().or_else(|_| std::path::absolute(&path)).unwrap_or(path);
+            (FileLocation::Local(path.clone()), path.into_os_string())
+        }
+        elsewhere => (elsewhere, args.spec.into_os_string()),
+    };
+    let options = options.options;
     let request = MountRequest {
-        source: path.clone().into_os_string(),
+        source,
         mountpoint: args.mountpoint,
         flags: options.flags,
         allow_other: options.config.allow_other,
@@ -44,7 +51,7 @@ fn mount(args: MountArgs, options: MountOptions) -> Result<(), MountError> {
     let report = Arc::new(Report::default());
     let settings = fuse::Settings { io_timeout: options.config.io_timeout };
     let open = |runtime: &Runtime, on_file: bool| {
-        let opening = open_volume(&path, &options.config, on_file, &report);
+        let opening = open_volume(&location, &options.config, on_file, &report);
         runtime.block_on(opening).map_err(BoxError::from)
     };
     let serve = |served: Served| {
@@ -56,7 +63,17 @@ fn mount(args: MountArgs, options: MountOptions) -> Result<(), MountError> {
     ended.map(drop)
 }
 
-fn options(args: &MountArgs) -> anyhow::Result<MountOptions> {
+/// What was typed, read.
+struct Typed {
+    location: FileLocation,
+    options: MountOptions,
+}
+
+fn options(args: &MountArgs) -> anyhow::Result<Typed> {
+    let location = FileLocation::parse(args.spec.as_os_str())?;
+    if location == FileLocation::Stdio {
+        anyhow::bail!("a mount cannot be read from standard input");
+    }
     let mut options = MountOptions::default();
     for list in &args.options {
         options.parse(list, Unknown::Refuse)?;
@@ -76,24 +93,24 @@ fn options(args: &MountArgs) -> anyhow::Result<MountOptions> {
     if options.remount {
         anyhow::bail!("a caifs mount cannot be remounted (unmount it and mount it again)");
     }
-    for store in &mut options.config.sources.stores {
-        *store = absolute(store)?;
+    let sources = &mut options.config.sources;
+    for place in sources.stores.iter_mut().chain(&mut sources.cache) {
+        *place = absolute(place)?;
     }
-    let default = [PathBuf::from(FileLocation::Local(args.spec.clone()).default_store())];
-    let named = options.config.sources.stores.iter().map(Path::new);
-    let stores = if options.config.sources.stores.is_empty() {
-        default.iter().map(PathBuf::as_path).collect()
-    } else {
-        named.collect::<Vec<_>>()
-    };
-    check_not_covered(&args.mountpoint, &stores)?;
-    Ok(options)
+    let mut places = sources.stores.clone();
+    if places.is_empty() {
+        places.push(location.default_store());
+    }
+    places.extend(sources.cache.clone());
+    check_not_covered(&args.mountpoint, &places)?;
+    Ok(Typed { location, options })
 }
 
-/// Refuses a mountpoint that would cover a store: the mount would then look for its chunks in itself.
-fn check_not_covered(mountpoint: &Path, stores: &[&Path]) -> anyhow::Result<()> {
+/// Refuses a mountpoint that would cover a store or cache: the mount would then look for its chunks in itself.
+fn check_not_covered(mountpoint: &Path, places: &[String]) -> anyhow::Result<()> {
     let Ok(mountpoint) = mountpoint.canonicalize() else { return Ok(()) };
-    for store in stores {
+    for member in places.iter().flat_map(|place| split_group(place)) {
+        let Ok(Location::Local(store)) = Location::parse(member) else { continue };
         if store.canonicalize().is_ok_and(|store| store.starts_with(&mountpoint)) {
             let (store, mountpoint) = (store.display(), mountpoint.display());
             anyhow::bail!("a mount on {mountpoint} would cover the store {store} (mount it elsewhere)");

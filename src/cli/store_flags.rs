@@ -1,6 +1,6 @@
 //! Flags of every verb that reads chunks, and opening what such a verb reads.
 
-use std::path::Path;
+use std::ffi::OsStr;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -8,6 +8,7 @@ use tokio::runtime::Runtime;
 
 use crate::config::{DEFAULT_IO_TIMEOUT, DEFAULT_MEMORY_BYTES, SourceConfig};
 use crate::report::Report;
+use crate::store::location::FileLocation;
 use crate::volume::open::{MemoryPlan, Opened, open_blob};
 
 /// Flags of every verb that reads chunks.
@@ -19,11 +20,12 @@ pub struct StoreFlags {
 }
 
 impl StoreFlags {
-    /// Opens an index or archive.
-    pub fn open(&self, runtime: &Runtime, path: &Path) -> Result<Opened> {
+    /// Opens an index or archive, wherever it lies.
+    pub fn open(&self, runtime: &Runtime, typed: &OsStr) -> Result<Opened> {
+        let location = FileLocation::parse(typed)?;
         let report = Arc::new(Report::default());
         let sources = SourceConfig { stores: self.stores.clone(), ..SourceConfig::default() };
-        Ok(runtime.block_on(open_blob(path, &sources, &memory_plan(), DEFAULT_IO_TIMEOUT, &report))?)
+        Ok(runtime.block_on(open_blob(&location, &sources, &memory_plan(), DEFAULT_IO_TIMEOUT, &report))?)
     }
 }
 

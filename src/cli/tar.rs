@@ -4,17 +4,21 @@ use std::fs::File;
 use std::io::{self, BufWriter, ErrorKind, IntoInnerError, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use tokio::runtime::Runtime;
 
 use super::args::TarArgs;
 use super::make::{check_suffix, make_options};
 use super::output::progress_bar;
+use super::places::write_elsewhere;
 use crate::chunk::chunker::CutRule;
+use crate::config::SourceConfig;
 use crate::format::catar::FeatureFlags;
 use crate::pack::PackError;
 use crate::pack::output::AtomicFile;
 use crate::pack::sink::Sink;
 use crate::pack::tar::{TarOptions, tar};
+use crate::store::location::FileLocation;
 
 /// Mode of an archive, before the umask.
 const ARCHIVE_MODE: u32 = 0o666;
@@ -31,12 +35,14 @@ pub fn run(args: &TarArgs) -> Result<()> {
         options.progress = Some(super::make::report_to(&bar));
         let mut sink = Sink::new(&options)?;
         tar(&args.source, &tar_options, &mut sink)?;
-        let stats = if args.out == Path::new("-") {
-            let (index, stats) = sink.finish()?;
-            io::stdout().lock().write_all(&index)?;
-            stats
-        } else {
-            sink.finish_to(&args.out)?
+        let stats = match FileLocation::parse(args.out.as_os_str())? {
+            FileLocation::Local(path) => sink.finish_to(&path)?,
+            elsewhere => {
+                let (index, stats) = sink.finish()?;
+                let runtime = Runtime::new().context("cannot start")?;
+                write_elsewhere(&runtime, &elsewhere, index, &SourceConfig::default())?;
+                stats
+            }
         };
         bar.finish_and_clear();
         if args.print_stats {
@@ -45,6 +51,12 @@ pub fn run(args: &TarArgs) -> Result<()> {
         return Ok(());
     }
     check_suffix(&args.out, "catar")?;
+    if let FileLocation::Remote { .. } = FileLocation::parse(args.out.as_os_str())? {
+        bail!(
+            "{}: an archive is written to a local file (then copy it, or use -i to store chunks)",
+            args.out.display()
+        );
+    }
     if args.out == Path::new("-") {
         let mut out = BufWriter::new(Output::new(Path::new("stdout"), io::stdout().lock()));
         let done = tar(&args.source, &tar_options, &mut out).map_err(anyhow::Error::from);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::local::LocalStore;
 use super::location::Location;
 use super::router::Router;
-use super::{Store, StoreError, StoreOptions, WriteStore};
+use super::{FileStore, Store, StoreError, StoreOptions, WriteStore};
 
 /// A store that is meant: where it is, and how it is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,16 +22,33 @@ pub struct StoreSpec {
 /// # Errors
 /// One of them cannot be opened.
 pub fn open_stores(groups: &[Vec<StoreSpec>]) -> Result<Arc<dyn Store>, StoreError> {
+    let mut stores = open_store_list(groups)?;
+    Ok(match stores.len() {
+        1 => stores.remove(0),
+        _ => Arc::new(Router::new(stores)),
+    })
+}
+
+/// Opens each of some groups as one store.
+///
+/// # Errors
+/// One of them cannot be opened.
+pub fn open_store_list(groups: &[Vec<StoreSpec>]) -> Result<Vec<Arc<dyn Store>>, StoreError> {
     let mut stores: Vec<Arc<dyn Store>> = Vec::with_capacity(groups.len());
     for group in groups {
         for StoreSpec { location, options } in group {
             stores.push(open(location, options)?);
         }
     }
-    Ok(match stores.len() {
-        1 => stores.remove(0),
-        _ => Arc::new(Router::new(stores)),
-    })
+    Ok(stores)
+}
+
+/// Opens a place for reading (and, if it can be, writing) whole files. Nothing is asked of a network yet.
+///
+/// # Errors
+/// The options do not fit, or it is a place without files.
+pub fn open_files(location: &Location, _options: &StoreOptions) -> Result<Arc<dyn FileStore>, StoreError> {
+    Err(unsupported(location))
 }
 
 /// Opens a store for reading. Nothing is asked of a network yet.

@@ -46,6 +46,12 @@ pub enum VolumeError {
     /// The operation does not fit this kind of file.
     #[error("the operation does not fit this kind of file")]
     Invalid,
+    /// The content is not kept here, and no store may be asked.
+    #[error("{message}")]
+    Offline {
+        /// What is not kept.
+        message: String,
+    },
     /// The content cannot be had.
     #[error("EIO ({:02}): {message}", site.number())]
     Io {
@@ -69,6 +75,7 @@ impl VolumeError {
             Self::NotADirectory => libc::ENOTDIR,
             Self::IsADirectory => libc::EISDIR,
             Self::Invalid => libc::EINVAL,
+            Self::Offline { .. } => libc::ENETUNREACH,
             Self::Io { .. } => libc::EIO,
         }
     }
@@ -76,7 +83,9 @@ impl VolumeError {
     /// The level to log the answer at: what programs ask for in vain every day is no news.
     pub fn level(&self) -> tracing::Level {
         match self {
-            Self::NotFound | Self::NotADirectory | Self::IsADirectory | Self::Invalid => tracing::Level::DEBUG,
+            Self::NotFound | Self::NotADirectory | Self::IsADirectory | Self::Invalid | Self::Offline { .. } => {
+                tracing::Level::DEBUG
+            }
             Self::Io { .. } => tracing::Level::WARN,
         }
     }
@@ -85,7 +94,7 @@ impl VolumeError {
     pub fn count(&self, report: &Report) {
         match self {
             Self::Io { site, .. } => report.eio[site.number()].add(1),
-            Self::NotFound | Self::NotADirectory | Self::IsADirectory | Self::Invalid => {}
+            Self::NotFound | Self::NotADirectory | Self::IsADirectory | Self::Invalid | Self::Offline { .. } => {}
         }
     }
 }

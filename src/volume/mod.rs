@@ -11,6 +11,7 @@
 mod error;
 pub mod image;
 pub mod open;
+pub mod sources;
 pub mod tree;
 
 pub use error::{EioSite, VolumeError};

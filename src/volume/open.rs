@@ -1,25 +1,23 @@
 //! From what a user names to a volume: finds out what kind of file it is and puts store, cache, blob and tree together.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
 use super::image::{ImageConfig, ImageVolume};
+use super::sources::Sources;
 use super::tree::TreeVolume;
 use super::{Owners, Volume};
-use crate::blob::source::IndexBytes;
 use crate::blob::{Blob, ChunkedBlob, FileBlob};
-use crate::cache::{Cache, CacheConfig};
 use crate::config::{MountConfig, SourceConfig};
 use crate::format::index::{Index, Kind, archive_flags, kind_of};
 use crate::report::Report;
-use crate::store::location::FileLocation;
-use crate::store::open::open_stores;
+use crate::store::location::{FileLocation, without_secrets};
 use crate::tree::{Tree, TreeConfig};
 
 /// First bytes of a file or stream that tell what it is: the header of an archive's ENTRY and its flags.
@@ -57,8 +55,8 @@ pub struct OpenError {
 }
 
 impl OpenError {
-    fn new(what: &Path, why: impl ToString) -> Self {
-        Self { what: what.display().to_string(), why: why.to_string() }
+    pub(super) fn new(what: &str, why: impl ToString) -> Self {
+        Self { what: without_secrets(what), why: why.to_string() }
     }
 }
 
@@ -101,8 +99,8 @@ pub struct Opened {
     pub kind: SpecKind,
     /// The stream: the blob, or the archive.
     pub blob: Blob,
-    /// The file's own path.
-    pub path: PathBuf,
+    /// Where the file lies.
+    pub location: FileLocation,
     /// The file's modification time.
     pub mtime: SystemTime,
 }
@@ -112,23 +110,27 @@ pub struct Opened {
 /// # Errors
 /// The file cannot be read, is of no kind we know or not what its suffix says; or a store cannot be opened.
 pub async fn open_blob(
-    path: &Path,
+    location: &FileLocation,
     sources: &SourceConfig,
     plan: &MemoryPlan,
     fetch_timeout: Duration,
     report: &Arc<Report>,
 ) -> Result<Opened, OpenError> {
-    let fail = |why: &dyn ToString| OpenError::new(path, why.to_string());
-    let mut head = Vec::new();
-    let file = File::open(path).map_err(|error| fail(&error))?;
-    let metadata = file.metadata().map_err(|error| fail(&error))?;
-    if metadata.is_dir() {
-        return Err(fail(&"is a directory (a .caibx, .caidx or .catar file is needed)"));
-    }
-    file.take(SNIFF_BYTES).read_to_end(&mut head).map_err(|error| fail(&error))?;
-    let mtime = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-    let claimed = SpecKind::by_suffix(path);
-    match (kind_of(&head), claimed) {
+    let shown = location.to_string();
+    let fail = |why: &dyn ToString| OpenError::new(&shown, why.to_string());
+    let sources = Sources::open(sources, plan, fetch_timeout, report)?;
+    let claimed = SpecKind::by_suffix(location.file_name());
+    let kind = match location {
+        FileLocation::Local(path) => kind_of(&local_head(path).map_err(|error| fail(&error))?),
+        // What a store has is read as what its name says, and what stands in for a file is an index.
+        FileLocation::Remote { name, .. } => match claimed {
+            Some(SpecKind::Archive) => Kind::Archive,
+            Some(SpecKind::BlobIndex | SpecKind::ArchiveIndex) => Kind::Index,
+            None => kind_of(&sources.head(location, name, SNIFF_BYTES).await?),
+        },
+        FileLocation::Stdio => Kind::Index,
+    };
+    match (kind, claimed) {
         (Kind::Archive, Some(SpecKind::BlobIndex | SpecKind::ArchiveIndex)) => {
             return Err(fail(&"it is an archive, not an index (rename it to .catar)"));
         }
@@ -136,32 +138,47 @@ pub async fn open_blob(
             return Err(fail(&"it is an index, not an archive (rename it to .caidx or .caibx)"));
         }
         (Kind::Archive, _) | (Kind::Other, Some(SpecKind::Archive)) => {
-            let blob = Blob::File(FileBlob::open(path).map_err(|error| fail(&error))?);
-            return Ok(Opened { kind: SpecKind::Archive, blob, path: path.to_owned(), mtime });
+            let (blob, mtime) = match location {
+                FileLocation::Remote { name, .. } => {
+                    let (blocks, mtime) = sources.archive(location, name).await?;
+                    (Blob::Remote(blocks), mtime)
+                }
+                _ => {
+                    let path = location.file_name();
+                    let mtime = path.metadata().and_then(|metadata| metadata.modified());
+                    let blob = FileBlob::open(path).map_err(|error| fail(&error))?;
+                    (Blob::File(blob), mtime.unwrap_or(SystemTime::UNIX_EPOCH))
+                }
+            };
+            return Ok(Opened { kind: SpecKind::Archive, blob, location: location.clone(), mtime });
         }
         (Kind::Other, None) => {
             return Err(fail(&"it is neither an index (.caibx, .caidx) nor an archive (.catar)"));
         }
         (Kind::Index, _) | (Kind::Other, Some(SpecKind::BlobIndex | SpecKind::ArchiveIndex)) => {}
     }
-    let bytes = IndexBytes::open(path).map_err(|error| fail(&error))?;
+    let (bytes, mtime) = sources.index(location).await?;
     let index = Index::open(bytes).map_err(|error| fail(&error))?;
     let suggests_archive = index.header().suggests_archive();
-    let mut groups = Vec::new();
-    for text in stores_or_default(path, &sources.stores)? {
-        groups.push(sources.settings.resolve(&text).map_err(|error| fail(&error))?);
-    }
-    let store = open_stores(&groups).map_err(|error| fail(&error))?;
-    let cache_config =
-        CacheConfig { memory_bytes: plan.memory_tier_bytes, inflight_bytes: plan.inflight_bytes, fetch_timeout };
-    let cache = Cache::new(store, cache_config, Arc::clone(report));
-    let blob = Blob::Chunked(ChunkedBlob::new(index, &path.display().to_string(), cache, plan.reply_bytes));
+    let cache = sources.cache(location)?;
+    let blob = Blob::Chunked(ChunkedBlob::new(index, &shown, cache, plan.reply_bytes));
     let kind = match claimed {
         Some(kind) => kind,
         None if suggests_archive || begins_with_archive(&blob).await => SpecKind::ArchiveIndex,
         None => SpecKind::BlobIndex,
     };
-    Ok(Opened { kind, blob, path: path.to_owned(), mtime })
+    Ok(Opened { kind, blob, location: location.clone(), mtime })
+}
+
+/// The first bytes of a local file.
+fn local_head(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    if file.metadata()?.is_dir() {
+        return Err(io::Error::other("is a directory (a .caibx, .caidx or .catar file is needed)"));
+    }
+    let mut head = Vec::new();
+    file.take(SNIFF_BYTES).read_to_end(&mut head)?;
+    Ok(head)
 }
 
 /// Opens the tree of an archive or an archive's index.
@@ -169,11 +186,11 @@ pub async fn open_blob(
 /// # Errors
 /// It is neither, or its beginning or end cannot be read.
 pub async fn open_tree(opened: Opened, plan: &MemoryPlan) -> Result<Tree, OpenError> {
-    let path = opened.path;
+    let shown = opened.location.to_string();
     if opened.kind == SpecKind::BlobIndex {
-        return Err(OpenError::new(&path, "it is the index of a blob, not of a directory tree"));
+        return Err(OpenError::new(&shown, "it is the index of a blob, not of a directory tree"));
     }
-    Tree::open(opened.blob, plan.tree).await.map_err(|error| OpenError::new(&path, error))
+    Tree::open(opened.blob, plan.tree).await.map_err(|error| OpenError::new(&shown, error))
 }
 
 /// Opens what a mount serves. With `on_file`, the mountpoint is a regular file and becomes the image.
@@ -181,7 +198,7 @@ pub async fn open_tree(opened: Opened, plan: &MemoryPlan) -> Result<Tree, OpenEr
 /// # Errors
 /// As [`open_blob`] and [`open_tree`]; and a tree cannot be mounted on a file.
 pub async fn open_volume(
-    path: &Path,
+    location: &FileLocation,
     config: &MountConfig,
     on_file: bool,
     report: &Arc<Report>,
@@ -189,13 +206,16 @@ pub async fn open_volume(
     let plan = MemoryPlan::new(config.memory_bytes);
     // A fetch ends before the read that waits for it, so that the read is answered with the fetch's own reason.
     let fetch_timeout = config.io_timeout.mul_f64(0.9);
-    let opened = open_blob(path, &config.sources, &plan, fetch_timeout, report).await?;
+    let opened = open_blob(location, &config.sources, &plan, fetch_timeout, report).await?;
     let owners = Owners { uid: config.uid, gid: config.gid };
-    let source = path.display().to_string();
+    let source = location.to_string();
     if opened.kind == SpecKind::BlobIndex {
         let file_name = match on_file {
             true => None,
-            false => Some(Bytes::copy_from_slice(path.file_stem().unwrap_or(path.as_os_str()).as_bytes())),
+            false => {
+                let path = location.file_name();
+                Some(Bytes::copy_from_slice(path.file_stem().unwrap_or(path.as_os_str()).as_bytes()))
+            }
         };
         let image = ImageConfig { file_name, owners, mtime: opened.mtime, source };
         return Ok(Arc::new(ImageVolume::new(opened.blob, image, Arc::clone(report))));
@@ -206,24 +226,9 @@ pub async fn open_volume(
             true => "a directory tree cannot be mounted on a file",
             false => "this archive holds a single file; mount it on a file",
         };
-        return Err(OpenError::new(path, why));
+        return Err(OpenError::new(&location.to_string(), why));
     }
     Ok(Arc::new(volume))
-}
-
-/// The stores to ask: those given, or casync's default.
-fn stores_or_default(path: &Path, stores: &[String]) -> Result<Vec<String>, OpenError> {
-    if !stores.is_empty() {
-        return Ok(stores.to_vec());
-    }
-    let beside = FileLocation::Local(path.to_owned()).default_store();
-    if !Path::new(&beside).is_dir() {
-        return Err(OpenError::new(
-            path,
-            format!("no store is given and {beside} does not exist (name a store with -s)"),
-        ));
-    }
-    Ok(vec![beside])
 }
 
 /// Whether the stream begins with an archive's first element. Unreadable content says no: the blob mount then shows the error.

@@ -233,6 +233,7 @@ impl From<TreeError> for VolumeError {
 impl From<BlobError> for VolumeError {
     fn from(error: BlobError) -> Self {
         let site = match &error {
+            BlobError::Get(GetError::Offline { .. }) => return Self::Offline { message: error.to_string() },
             BlobError::Get(GetError::Missing { .. }) => EioSite::ChunkMissing,
             BlobError::Get(GetError::Bad { .. }) => EioSite::ChunkBad,
             BlobError::Get(GetError::WrongLength { .. }) | BlobError::Index(_) => EioSite::IndexDamaged,

@@ -1,0 +1,472 @@
+//! A plain file of a store (a `.catar` on a web server), read at any place in blocks of even size.
+//!
+//! Blocks are kept in memory by recency and, if there is a disk tier, as chunks on disk. What is missing is asked for in ranges as long as
+//! the blocks that lie side by side; concurrent readers of a block share one request.
+//!
+//! Invariants: all bytes are of the version that the file had when it was opened, else a read is an error; every read ends by the deadline.
+//! There is no digest to verify a plain archive with: what is known of its bytes is that the store gave them for this version.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use lru::LruCache;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use super::disk::{BlockMap, DiskTier};
+use super::fetch::PAUSES;
+use super::inflight::{Inflight, Leader, Role};
+use super::{CacheConfig, GetError, MAX_REQUESTS, Want};
+use crate::chunk::Chunk;
+use crate::chunk::codec::Form;
+use crate::digest::Digest;
+use crate::report::Report;
+use crate::store::{FileInfo, FileStore, StoreError, Stored};
+
+/// Bytes of a block. Smaller ones would make more requests, larger ones fetch more than is read: a listing reads a few hundred bytes at a
+/// place.
+pub const BLOCK_BYTES: u64 = 64 << 10;
+
+/// The most blocks of one request.
+const MAX_RUN_BLOCKS: usize = 16;
+
+/// What kept blocks are named by.
+const BLOCK_DIGEST: Digest = Digest::Sha512_256;
+
+/// A file of a store.
+#[derive(Debug, Clone)]
+pub struct RemoteFile {
+    /// Where it lies; `None` when nothing may be asked for.
+    pub files: Option<Arc<dyn FileStore>>,
+    /// Its name there.
+    pub file: String,
+    /// What messages call it.
+    pub name: String,
+    /// What was known of it when it was opened.
+    pub info: FileInfo,
+}
+
+/// A file read in blocks.
+#[derive(Debug, Clone)]
+pub struct Blocks {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    remote: RemoteFile,
+    /// Never held over I/O or await; may be taken under the lock of `inflight`.
+    memory: Mutex<LruCache<u64, Bytes>>,
+    inflight: Arc<Inflight<u64, Bytes, GetError>>,
+    requests: Semaphore,
+    /// Blocks read or asked for at the same time, so that they stay within the budget.
+    budget: Arc<Semaphore>,
+    kept: Option<Kept>,
+    config: CacheConfig,
+    report: Arc<Report>,
+}
+
+/// Blocks on disk: which chunk each is, and the tier that has the chunks.
+#[derive(Debug)]
+struct Kept {
+    disk: Arc<DiskTier>,
+    ids: BlockMap,
+}
+
+type BlockLeader = Leader<u64, Bytes, GetError>;
+
+impl Blocks {
+    /// Opens a file. With `disk`, blocks are kept there if the file has a version to know them by.
+    pub fn new(remote: RemoteFile, disk: Option<Arc<DiskTier>>, config: CacheConfig, report: Arc<Report>) -> Self {
+        let kept = disk.zip(remote.info.version.as_ref()).map(|(disk, version)| {
+            let ids = disk.block_ids(&remote.name, &version.0);
+            Kept { disk, ids }
+        });
+        let n_blocks = |bytes: u64| usize::try_from(bytes / BLOCK_BYTES).unwrap_or(usize::MAX);
+        let capacity = NonZeroUsize::new(n_blocks(config.memory_bytes)).unwrap_or(NonZeroUsize::MIN);
+        let n_inflight = n_blocks(config.inflight_bytes).clamp(MAX_RUN_BLOCKS, Semaphore::MAX_PERMITS);
+        let shared = Shared {
+            remote,
+            memory: Mutex::new(LruCache::new(capacity)),
+            inflight: Arc::default(),
+            requests: Semaphore::new(MAX_REQUESTS),
+            budget: Arc::new(Semaphore::new(n_inflight)),
+            kept,
+            config,
+            report,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Length of the file in bytes.
+    pub fn size(&self) -> u64 {
+        self.shared.remote.info.size
+    }
+
+    /// Exactly `n_bytes` (at least one) from `offset`; the range lies in the file. Ready at the first poll when the blocks are in memory.
+    ///
+    /// # Errors
+    /// The bytes cannot be had, or the file was changed.
+    pub async fn read_at(&self, offset: u64, n_bytes: usize) -> Result<Bytes, GetError> {
+        let end = offset + n_bytes as u64;
+        let first = offset / BLOCK_BYTES;
+        let last = (end - 1) / BLOCK_BYTES;
+        let numbers: Vec<u64> = (first..=last).collect();
+        let blocks = self.get(&numbers).await?;
+        let start = (offset - first * BLOCK_BYTES) as usize;
+        if let [block] = blocks.as_slice() {
+            return Ok(block.slice(start..start + n_bytes));
+        }
+        let mut bytes = BytesMut::with_capacity(n_bytes);
+        let mut skip = start;
+        for block in &blocks {
+            let take = (block.len() - skip).min(n_bytes - bytes.len());
+            bytes.extend_from_slice(&block[skip..skip + take]);
+            skip = 0;
+        }
+        Ok(bytes.freeze())
+    }
+
+    /// Gets the blocks that some offsets lie in, side by side, and gives each by the offset it starts at: those of as many offsets, in the
+    /// order given, as `max_bytes` hold, and of one at the least. Gives the number of offsets, too.
+    ///
+    /// # Errors
+    /// A block cannot be had, or an offset lies outside of the file.
+    pub async fn hold(&self, offsets: &[u64], max_bytes: u64) -> Result<(BTreeMap<u64, Bytes>, usize), GetError> {
+        let mut numbers: Vec<u64> = Vec::new();
+        let mut n_offsets = 0;
+        for offset in offsets {
+            if *offset >= self.size() {
+                return Err(self.shared.outside(*offset));
+            }
+            let number = offset / BLOCK_BYTES;
+            // Offsets mostly come in order, and many lie in the same block.
+            if numbers.last() != Some(&number) {
+                if !numbers.is_empty() && (numbers.len() as u64 + 1) * BLOCK_BYTES > max_bytes {
+                    break;
+                }
+                numbers.push(number);
+            }
+            n_offsets += 1;
+        }
+        let blocks = self.get(&numbers).await?;
+        Ok((numbers.into_iter().map(|number| number * BLOCK_BYTES).zip(blocks).collect(), n_offsets))
+    }
+
+    /// Some blocks, in the order given.
+    async fn get(&self, numbers: &[u64]) -> Result<Vec<Bytes>, GetError> {
+        let shared = &self.shared;
+        let mut blocks = vec![Bytes::new(); numbers.len()];
+        let mut leaders: Vec<BlockLeader> = Vec::new();
+        let mut followers = FuturesUnordered::new();
+        for (block_idx, &number) in numbers.iter().enumerate() {
+            if let Some(block) = shared.lock().get(&number) {
+                shared.report.n_memory_hits.add(1);
+                blocks[block_idx] = block.clone();
+                continue;
+            }
+            let follower = match shared.inflight.join(number, || shared.lock().get(&number).cloned()) {
+                Role::Arrived(block) => {
+                    blocks[block_idx] = block;
+                    continue;
+                }
+                Role::Leader(leader, follower) => {
+                    leaders.push(leader);
+                    follower
+                }
+                Role::Follower(follower) => follower,
+            };
+            shared.report.n_memory_misses.add(1);
+            followers.push(async move { (block_idx, follower.outcome().await) });
+        }
+        start(shared, leaders);
+        if followers.is_empty() {
+            return Ok(blocks);
+        }
+        let timeout = shared.config.fetch_timeout;
+        let deadline = Instant::now() + timeout + timeout / 20;
+        while let Ok(told) = tokio::time::timeout_at(deadline, followers.next()).await {
+            let Some((block_idx, outcome)) = told else { return Ok(blocks) };
+            blocks[block_idx] = outcome?;
+        }
+        Err(shared.late())
+    }
+}
+
+/// Starts to get blocks, each run of neighbours by a task of its own.
+fn start(shared: &Arc<Shared>, leaders: Vec<BlockLeader>) {
+    let mut run: Vec<BlockLeader> = Vec::new();
+    let spawn = |run: Vec<BlockLeader>| {
+        let shared = Arc::clone(shared);
+        tokio::spawn(async move { shared.get_run(run).await });
+    };
+    for leader in leaders {
+        let follows = run.last().is_some_and(|last| last.key() + 1 == leader.key());
+        if !run.is_empty() && (!follows || run.len() == MAX_RUN_BLOCKS) {
+            spawn(std::mem::take(&mut run));
+        }
+        run.push(leader);
+    }
+    if !run.is_empty() {
+        spawn(run);
+    }
+}
+
+impl Shared {
+    /// Gets blocks that lie side by side: those on disk from there, the others by one request for each stretch of them.
+    async fn get_run(self: Arc<Self>, run: Vec<BlockLeader>) {
+        let Ok(_permit) = Arc::clone(&self.budget).acquire_many_owned(run.len() as u32).await else { return };
+        let deadline = Instant::now() + self.config.fetch_timeout;
+        let run = if self.kept.is_some() { Arc::clone(&self).take_kept(run).await } else { run };
+        let mut stretches: Vec<Vec<BlockLeader>> = Vec::new();
+        for leader in run {
+            match stretches.last_mut() {
+                Some(stretch) if stretch.last().is_some_and(|last| last.key() + 1 == leader.key()) => {
+                    stretch.push(leader);
+                }
+                _ => stretches.push(vec![leader]),
+            }
+        }
+        let fetches: FuturesUnordered<_> =
+            stretches.into_iter().map(|stretch| Arc::clone(&self).fetch(stretch, deadline)).collect();
+        fetches.collect::<()>().await;
+    }
+
+    /// Takes what the disk tier has; gives back the rest.
+    async fn take_kept(self: Arc<Self>, run: Vec<BlockLeader>) -> Vec<BlockLeader> {
+        let work = tokio::task::spawn_blocking(move || {
+            let Some(kept) = &self.kept else { return run };
+            let mut left = Vec::new();
+            for leader in run {
+                let number = leader.key();
+                let n_bytes = self.span(number, 1).end - number * BLOCK_BYTES;
+                let chunk = kept.ids.get(number).and_then(|id| kept.disk.get(BLOCK_DIGEST, &Want { id, n_bytes }));
+                match chunk {
+                    Some(chunk) => self.tell(leader, chunk.plain().clone()),
+                    None => left.push(leader),
+                }
+            }
+            left
+        });
+        work.await.unwrap_or_default()
+    }
+
+    /// Asks for a stretch of blocks, and again while that fails in a way that can pass.
+    async fn fetch(self: Arc<Self>, stretch: Vec<BlockLeader>, deadline: Instant) {
+        let first = stretch.first().map_or(0, Leader::key);
+        let span = self.span(first, stretch.len() as u64);
+        let fetched = self.fetch_span(span.clone(), deadline).await;
+        self.report.n_fetches.add(1);
+        let bytes = match fetched {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                self.report.n_store_errors.add(1);
+                stretch.into_iter().for_each(|leader| leader.tell(Err(error.clone())));
+                return;
+            }
+        };
+        self.report.fetched_bytes.add(bytes.len() as u64);
+        let mut to_keep = Vec::with_capacity(stretch.len());
+        for leader in stretch {
+            let number = leader.key();
+            let start = (number * BLOCK_BYTES - span.start) as usize;
+            let end = bytes.len().min(start + BLOCK_BYTES as usize);
+            // A copy, so that a block in memory does not hold its whole stretch.
+            let block = Bytes::copy_from_slice(&bytes[start..end]);
+            to_keep.push((number, block.clone()));
+            self.tell(leader, block);
+        }
+        if self.kept.is_some() {
+            let kept = tokio::task::spawn_blocking(move || self.keep(to_keep));
+            drop(kept.await);
+        }
+    }
+
+    async fn fetch_span(&self, span: Range<u64>, deadline: Instant) -> Result<Bytes, GetError> {
+        let remote = &self.remote;
+        let Some(files) = remote.files.as_deref().filter(|_| !self.config.is_offline) else {
+            let what = format!("bytes {} to {} of {}", span.start, span.end, remote.name);
+            return Err(GetError::Offline { what });
+        };
+        let wanted = (span.end - span.start) as usize;
+        let mut n_before = 0;
+        let mut last_error: Option<StoreError> = None;
+        loop {
+            let request = async {
+                let _permit = self.requests.acquire().await;
+                files.read_range(&remote.file, span.clone(), remote.info.version.as_ref()).await
+            };
+            let error = match tokio::time::timeout_at(deadline, request).await {
+                Err(_) => return Err(last_error.map_or_else(|| self.late(), GetError::Store)),
+                Ok(Ok(bytes)) if bytes.len() == wanted => return Ok(bytes),
+                Ok(Ok(bytes)) => {
+                    let reason = format!("{} bytes came instead of {wanted}", bytes.len());
+                    StoreError::transient(files.name(), &remote.name, reason)
+                }
+                Ok(Err(error)) => error,
+            };
+            if !error.is_transient {
+                return Err(GetError::Store(error));
+            }
+            last_error = Some(error);
+            tokio::time::sleep_until((Instant::now() + PAUSES.wait(n_before)).min(deadline)).await;
+            n_before += 1;
+        }
+    }
+
+    /// Puts a block into memory and tells who waits for it.
+    fn tell(&self, leader: BlockLeader, block: Bytes) {
+        let evicted = self.lock().push(leader.key(), block.clone());
+        self.report.n_evicted.add(u64::from(evicted.is_some()));
+        leader.tell(Ok(block));
+    }
+
+    fn keep(&self, blocks: Vec<(u64, Bytes)>) {
+        let Some(kept) = &self.kept else { return };
+        for (number, block) in blocks {
+            let chunk = Chunk::of(BLOCK_DIGEST, block.clone());
+            kept.disk.keep(&chunk, &Stored { form: Form::Plain, bytes: block });
+            kept.ids.set(number, chunk.id());
+        }
+    }
+
+    /// The bytes that some blocks are.
+    fn span(&self, first: u64, n_blocks: u64) -> Range<u64> {
+        let start = first * BLOCK_BYTES;
+        start..(start + n_blocks * BLOCK_BYTES).min(self.remote.info.size)
+    }
+
+    fn outside(&self, offset: u64) -> GetError {
+        let store = self.remote.files.as_ref().map_or("", |files| files.name());
+        let reason = format!("there is no byte {offset}: the file has {}", self.remote.info.size);
+        GetError::Store(StoreError::new(store, &self.remote.name, reason))
+    }
+
+    fn late(&self) -> GetError {
+        let store = self.remote.files.as_ref().map_or("", |files| files.name());
+        let reason = format!("no answer within {} s", self.config.fetch_timeout.as_secs_f32());
+        GetError::Store(StoreError::transient(store, &self.remote.name, reason))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LruCache<u64, Bytes>> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    use futures_util::future::BoxFuture;
+
+    use crate::store::{FileVersion, files};
+
+    /// A file in memory: every `fail_every`-th range fails in a way that can pass.
+    #[derive(Debug)]
+    struct Memory {
+        content: Vec<u8>,
+        version: Mutex<FileVersion>,
+        n_ranges: AtomicU64,
+        fail_every: u64,
+    }
+
+    impl FileStore for Memory {
+        fn name(&self) -> &str {
+            "memory"
+        }
+
+        fn stat<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Option<FileInfo>, StoreError>> {
+            unreachable!("the file is open")
+        }
+
+        fn read_whole<'a>(
+            &'a self,
+            _: &'a str,
+            _: Option<&'a FileVersion>,
+            _: u64,
+        ) -> BoxFuture<'a, Result<files::ReadWhole, StoreError>> {
+            unreachable!("the file is read by ranges")
+        }
+
+        fn read_range<'a>(
+            &'a self,
+            file: &'a str,
+            range: Range<u64>,
+            version: Option<&'a FileVersion>,
+        ) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+            Box::pin(async move {
+                tokio::task::yield_now().await;
+                let n_before = self.n_ranges.fetch_add(1, Ordering::SeqCst);
+                if self.fail_every > 0 && n_before.is_multiple_of(self.fail_every) {
+                    return Err(StoreError::transient("memory", file, "unlucky"));
+                }
+                if version != Some(&*self.version.lock().unwrap()) {
+                    return Err(files::changed("memory", file));
+                }
+                Ok(Bytes::copy_from_slice(&self.content[range.start as usize..range.end as usize]))
+            })
+        }
+
+        fn write<'a>(&'a self, _: &'a str, _: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
+            unreachable!("the file is only read")
+        }
+    }
+
+    fn open(n_bytes: usize, fail_every: u64, memory_bytes: u64) -> (Blocks, Arc<Memory>) {
+        let content = (0..n_bytes as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let version = FileVersion("1".into());
+        let memory =
+            Arc::new(Memory { content, version: Mutex::new(version.clone()), n_ranges: AtomicU64::new(0), fail_every });
+        let info = FileInfo { size: n_bytes as u64, version: Some(version), mtime: None, has_ranges: true };
+        let files: Arc<dyn FileStore> = Arc::clone(&memory) as Arc<dyn FileStore>;
+        let remote = RemoteFile { files: Some(files), file: "f".into(), name: "memory/f".into(), info };
+        let config = CacheConfig {
+            memory_bytes,
+            inflight_bytes: 1 << 20,
+            fetch_timeout: Duration::from_secs(5),
+            is_offline: false,
+        };
+        (Blocks::new(remote, None, config, Arc::default()), memory)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn any_range_is_read_whatever_fails() {
+        let n_bytes = 5 * BLOCK_BYTES as usize + 123;
+        for (fail_every, memory_bytes) in [(0, 1 << 20), (2, 1 << 20), (3, 0)] {
+            let (blocks, memory) = open(n_bytes, fail_every, memory_bytes);
+            for (offset, len) in [(0, 1), (n_bytes - 1, 1), (0, n_bytes), (65_530, 12), (200_000, 100_000)] {
+                let read = blocks.read_at(offset as u64, len).await.unwrap();
+                assert_eq!(read, memory.content[offset..offset + len]);
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn neighbours_are_one_request_and_readers_share_it() {
+        let (blocks, memory) = open(10 * BLOCK_BYTES as usize, 0, 1 << 20);
+        let reads = (0..4).map(|_| blocks.read_at(0, 10 * BLOCK_BYTES as usize));
+        for read in futures_util::future::join_all(reads).await {
+            assert_eq!(read.unwrap(), memory.content);
+        }
+        blocks.read_at(77, 1000).await.unwrap();
+        assert_eq!(memory.n_ranges.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_changed_file_is_an_error_at_once() {
+        let (blocks, memory) = open(3 * BLOCK_BYTES as usize, 0, 0);
+        blocks.read_at(0, 10).await.unwrap();
+        *memory.version.lock().unwrap() = FileVersion("2".into());
+        let start = Instant::now();
+        let error = blocks.read_at(BLOCK_BYTES, 10).await.unwrap_err().to_string();
+        assert!(error.contains("changed"), "{error}");
+        assert_eq!(start.elapsed().as_secs(), 0);
+    }
+}
