@@ -143,7 +143,7 @@ fn wrong_arguments_are_one_line_with_what_to_do() {
         (&["make", "x.caibx", "blob", "--level", "23"], &["23", "22"]),
         (&["make", "x.caibx", "blob", "-m", "64:16:256"], &["chunk sizes"]),
         (&["make", "x.caibx", "blob", "-m", "a:b"], &["a:b"]),
-        (&["make", "x.caibx", "blob", "-s", "http://localhost/"], &["http://localhost/"]),
+        (&["make", "x.caibx", "blob", "-s", "ftp://localhost/"], &["ftp://", "known are"]),
         (&["make", "x.caidx", "absent"], &["absent"]),
         (&["make", "nowhere/x.caibx", "blob"], &["nowhere/x.caibx"]),
         (&["tar", "x.catar", ".", "-s", "x.castr"], &["--index"]),

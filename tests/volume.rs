@@ -359,7 +359,12 @@ fn every_fault_has_its_site() {
         };
         let content = noise(10_000);
         let volume = ImageVolume::new(
-            blob(&content, 4096, move |_, n_before| if n_before == 0 { fault } else { Fault::None }),
+            // Wrong bytes are asked for again, so they must be wrong each time; everything else fails at the first time.
+            blob(&content, 4096, move |_, n_before| match wanted {
+                EioSite::ChunkBad => fault,
+                _ if n_before == 0 => fault,
+                _ => Fault::None,
+            }),
             config,
             Arc::new(Report::default()),
         );

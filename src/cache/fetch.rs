@@ -178,10 +178,11 @@ async fn fetch_in_time(shared: &Shared, task: &mut Task) -> Result<Result<Option
         let pause = match tokio::time::timeout_at(deadline, request).await {
             Err(_) => {
                 shared.report.n_store_errors.add(1);
-                // The store's own words say more than that it is late.
-                return match last_error {
-                    Some(error) => Ok(Err(error)),
-                    None => Err(shared.late(id)),
+                // What came of it so far says more than that it is late.
+                return match (task.last_bad.take(), last_error) {
+                    (Some(error), _) => Err(error),
+                    (None, Some(error)) => Ok(Err(error)),
+                    (None, None) => Err(shared.late(id)),
                 };
             }
             // Only those that gave wrong bytes have it. Local files stay as they are, but from elsewhere the bytes can have been damaged
@@ -261,6 +262,9 @@ impl Shared {
             match verified {
                 Ok(chunk) => {
                     self.report.n_evicted.add(self.memory.insert(chunk.clone()));
+                    if let Some(bad) = &task.last_bad {
+                        tracing::warn!("{bad}; fetched again, and right now");
+                    }
                     task.tell(Ok(chunk.clone()));
                     to_keep.push((chunk, stored, store));
                 }
@@ -287,7 +291,7 @@ impl Shared {
         if task.n_bad >= MAX_BAD_FETCHES || is_over {
             return task.tell(Err(error));
         }
-        tracing::warn!("{error}; fetching it again");
+        tracing::debug!("{error}; fetching it again");
         task.last_bad = Some(error);
         if !store.is_empty() {
             task.avoid.push(store);

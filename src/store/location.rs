@@ -374,8 +374,11 @@ pub fn is_remote(text: &str) -> bool {
     text == "-" || !matches!(Location::parse(text), Ok(Location::Local(_)))
 }
 
-/// A location as it may be shown: the password of `scheme://user:password@host` and the values of a query (signatures, tokens)
-/// left out. A group's members are treated one by one.
+/// Parts of the names of query parameters whose values are secret: of signed URLs of all the large clouds, and of tokens.
+const SECRET_PARAMETERS: [&str; 7] = ["sig", "token", "secret", "key", "pass", "auth", "cred"];
+
+/// A location as it may be shown: the password of `scheme://user:password@host` and secret parameters of a query left out. A group's
+/// members are treated one by one.
 pub fn without_secrets(text: &str) -> String {
     if text.contains('|') {
         let members: Vec<String> = text.split('|').map(without_secrets).collect();
@@ -394,10 +397,23 @@ pub fn without_secrets(text: &str) -> String {
         None => authority.to_owned(),
     };
     let path = match path.split_once('?') {
-        Some((path, query)) if scheme.starts_with("http") && !query.is_empty() => format!("{path}?…"),
-        _ => path.to_owned(),
+        Some((path, query)) => {
+            let parameters: Vec<String> = query.split('&').map(shown_parameter).collect();
+            format!("{path}?{}", parameters.join("&"))
+        }
+        None => path.to_owned(),
     };
     format!("{scheme}://{shown}{path}")
+}
+
+/// A parameter of a query, its value left out if its name says that it is secret.
+fn shown_parameter(parameter: &str) -> String {
+    match parameter.split_once('=') {
+        Some((name, _)) if SECRET_PARAMETERS.iter().any(|part| name.to_ascii_lowercase().contains(part)) => {
+            format!("{name}=…")
+        }
+        _ => parameter.to_owned(),
+    }
 }
 
 /// `HOST:path` or `USER@HOST:path`, as casync reads it (formats.md 9): a path before the colon, or none behind it, makes it a local path.
@@ -538,7 +554,7 @@ mod tests {
     #[test]
     fn a_signed_url_goes_with_its_file() {
         let file = FileLocation::parse(OsStr::new("https://u:p@h/t/x.caibx?sig=abc")).unwrap();
-        assert_eq!(file.to_string(), "https://u@h/t/x.caibx?…");
+        assert_eq!(file.to_string(), "https://u@h/t/x.caibx?sig=…");
         let FileLocation::Remote { directory: Location::Http(url), .. } = &file else { panic!("{file:?}") };
         assert_eq!(url.query(), Some("sig=abc"));
         assert_eq!(file.default_store(), "https://u:p@h/t/default.castr");
@@ -551,7 +567,7 @@ mod tests {
             ("https://u:p@q@h/x@y", "https://u@h/x@y"),
             ("https://:p@h/x", "https://h/x"),
             ("https://h/x@y", "https://h/x@y"),
-            ("https://h/x?X-Amz-Signature=1", "https://h/x?…"),
+            ("https://h/x?X-Amz-Date=2&X-Amz-Signature=1&b", "https://h/x?X-Amz-Date=2&X-Amz-Signature=…&b"),
             ("s3+https://h/x?lookup=dns", "s3+https://h/x?lookup=dns"),
             ("http://a:b@h/x|http://c:d@h/y", "http://a@h/x|http://c@h/y"),
             ("/path/a:b@c", "/path/a:b@c"),
