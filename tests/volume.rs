@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -358,12 +359,12 @@ fn every_fault_has_its_site() {
             source: "here".into(),
         };
         let content = noise(10_000);
+        let is_faulty = Arc::new(AtomicBool::new(true));
         let volume = ImageVolume::new(
-            // Wrong bytes are asked for again, so they must be wrong each time; everything else fails at the first time.
-            blob(&content, 4096, move |_, n_before| match wanted {
-                EioSite::ChunkBad => fault,
-                _ if n_before == 0 => fault,
-                _ => Fault::None,
+            // Wrong bytes are asked for again, so they must be wrong each time.
+            blob(&content, 4096, {
+                let is_faulty = Arc::clone(&is_faulty);
+                move |_, _| if is_faulty.load(Ordering::SeqCst) { fault } else { Fault::None }
             }),
             config,
             Arc::new(Report::default()),
@@ -377,6 +378,7 @@ fn every_fault_has_its_site() {
             }
             other => panic!("{fault:?}: {other}"),
         }
+        is_faulty.store(false, Ordering::SeqCst);
         let read = runtime.block_on(volume.read(image.ino, 0, 20_000)).unwrap();
         assert!(read == content, "a failure is not remembered: {fault:?}");
         assert_eq!(runtime.block_on(volume.lookup(ROOT_INO, b"other")).unwrap(), None);
