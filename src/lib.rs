@@ -13,8 +13,8 @@
 //!           └─ volume     the filesystem without FUSE, errors with their errno
 //!               ├─ tree   a directory tree over an archive, by random access
 //!               └─ blob   a byte range over an index: concurrent chunks, one copy at the most
-//!                   └─ cache     chunk id → verified bytes: memory, in flight, store; the only way up
-//!                       └─ store     where chunks come from: location, directory, several in order
+//!                   └─ cache     chunk id → verified bytes: memory, in flight, disk, store; the only way up
+//!                       └─ store     where chunks, indexes and archives lie: locations, HTTP, S3, GCS, SFTP, SSH, OCI, mirrors
 //!                           └─ chunk     cut rule, stored forms, and bytes that proved to be what their id says
 //!                               └─ format    index and archive: bytes ↔ types
 //!                                   └─ digest    the only place that hashes chunk content
@@ -29,7 +29,9 @@
 //! The kernel's READ reaches `fuse::adapter`, which makes the future of `volume.read` and polls it once on the spot. If all
 //! chunks are in memory, that poll gives the bytes and the reply is sent from the same thread. Otherwise future and reply move into a
 //! task: `tree` finds the file's range in the archive, `blob` the chunks of the range, `cache` fetches those that are
-//! neither in memory nor in flight, in small batches side by side, decoded and verified on blocking threads.
+//! neither in memory nor in flight, in small batches side by side: from disk if they are kept there, else from the stores. They are
+//! decoded and verified on blocking threads; a chunk that is wrong is fetched again, from another store if there is one, and a
+//! failure that can pass is waited out until the read's deadline. What came from a store is kept on disk after the reader has its bytes.
 //!
 //! # Invariants
 //!
@@ -40,10 +42,12 @@
 //! 4. A thread that takes requests never waits for anything but the next request.
 //! 5. One memory budget covers the chunks kept, those in flight, replies being put together and parsed directories. Resident
 //!    memory does not grow with the size of what is mounted.
-//! 6. Nothing above `store` knows what a URL is. Nothing below `cli` knows clap, argv or the environment.
-//! 7. Writing is atomic: a temporary file and a rename. A killed process leaves no torn chunk or index.
-//! 8. An inode number is a place in the archive: the same on every mount, and enough to find the file again.
-//! 9. What we mounted is unmounted by us, and nothing else is.
+//! 6. The disk cache can be deleted, truncated, filled with rubbish, or on a full disk: reads go on, slower, and no wrong byte is read.
+//! 7. Nothing above `store` knows how a store is reached. Nothing below `cli` knows clap, argv or the environment.
+//! 8. Writing is atomic: a temporary file and a rename. A killed process leaves no torn chunk or index.
+//! 9. An inode number is a place in the archive: the same on every mount, and enough to find the file again.
+//! 10. What we mounted is unmounted by us, and nothing else is.
+//! 11. Secrets stand in no message, no `Debug` text, no mount table and no argument of a child.
 
 pub mod digest;
 
