@@ -13,6 +13,7 @@ mod ls;
 mod make;
 mod mount;
 mod output;
+mod s3_upgrade;
 mod store_flags;
 mod tar;
 mod umount;
@@ -52,7 +53,8 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
             };
         }
     };
-    init_log(args.verbose);
+    let verbose = args.verbose;
+    init_log(verbose);
     let done = match args.verb {
         Verb::Mount(args) => return mount::run(args),
         Verb::Umount(args) => umount::run(&args),
@@ -63,6 +65,7 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Info(args) => inspect::info(&args),
         Verb::ListChunks(args) => inspect::list_chunks(&args),
         Verb::VerifyIndex(args) => inspect::verify_index(&args),
+        Verb::S3Upgrade(args) => s3_upgrade::run(&args, verbose),
         Verb::Demo(args) => demo::run(&args),
     };
     match done {

@@ -3,8 +3,10 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
+use super::files::FileStore;
 use super::local::LocalStore;
 use super::location::Location;
+use super::object::BucketStore;
 use super::router::Router;
 use super::{Store, StoreError, StoreOptions, WriteStore};
 
@@ -41,6 +43,8 @@ pub fn open_stores(groups: &[Vec<StoreSpec>]) -> Result<Arc<dyn Store>, StoreErr
 pub fn open(location: &Location, options: &StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
     match location {
         Location::Local(path) => Ok(Arc::new(LocalStore::open(path)?.with_layout(options.layout.clone()))),
+        Location::S3(bucket) => Ok(Arc::new(BucketStore::s3(bucket, options)?)),
+        Location::Gcs { bucket, prefix } => Ok(Arc::new(BucketStore::gcs(bucket, prefix, options)?)),
         other => Err(unsupported(other)),
     }
 }
@@ -61,6 +65,20 @@ pub fn open_writable(location: &Location, options: &StoreOptions) -> Result<Arc<
             }
             Ok(Arc::new(LocalStore::open(path)?.with_layout(options.layout.clone())))
         }
+        Location::S3(bucket) => Ok(Arc::new(BucketStore::s3(bucket, options)?)),
+        Location::Gcs { bucket, prefix } => Ok(Arc::new(BucketStore::gcs(bucket, prefix, options)?)),
+        other => Err(unsupported(other)),
+    }
+}
+
+/// Opens the place of whole files (indexes, archives) at a location. Nothing is asked of a network yet.
+///
+/// # Errors
+/// The options do not fit, or the place is of a kind that has no files.
+pub fn open_files(location: &Location, options: &StoreOptions) -> Result<Arc<dyn FileStore>, StoreError> {
+    match location {
+        Location::S3(bucket) => Ok(Arc::new(BucketStore::s3(bucket, options)?)),
+        Location::Gcs { bucket, prefix } => Ok(Arc::new(BucketStore::gcs(bucket, prefix, options)?)),
         other => Err(unsupported(other)),
     }
 }
