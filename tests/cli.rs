@@ -14,7 +14,7 @@ use crate::support::run::{self, Finished, TIME_LIMIT, caifs, run};
 use crate::support::scratch::Scratch;
 
 /// Every verb with its arguments and flags.
-const VERBS: [(&str, &[&str], &[&str]); 10] = [
+const VERBS: [(&str, &[&str], &[&str]); 11] = [
     (
         "mount",
         &["<SPEC>", "<DIR>"],
@@ -58,6 +58,7 @@ const VERBS: [(&str, &[&str], &[&str]); 10] = [
     ("info", &["<INDEX>"], &["-s, --store", "-f, --format"]),
     ("list-chunks", &["<INDEX>"], &[]),
     ("verify-index", &["<INDEX>", "<FILE>"], &["-n, --concurrency"]),
+    ("s3-upgrade", &[], &["-s, --store", "-n, --concurrency"]),
     ("demo", &["[DIR]"], &[]),
 ];
 

@@ -1,5 +1,7 @@
 //! What every store must do, and what is special about each.
 
+mod object;
+
 use std::os::unix::fs::PermissionsExt;
 
 use bytes::Bytes;

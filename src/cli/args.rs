@@ -39,6 +39,8 @@ pub enum Verb {
     ListChunks(ListChunksArgs),
     /// Check that a file is what an index describes.
     VerifyIndex(VerifyIndexArgs),
+    /// Move the chunks of an S3 store of early desync to where they are looked for today.
+    S3Upgrade(S3UpgradeArgs),
     /// Show it working: pack a directory, mount it lazily, read from it, unmount.
     Demo(DemoArgs),
 }
@@ -244,6 +246,17 @@ pub struct VerifyIndexArgs {
     /// Threads to use [default: the cores].
     #[arg(short = 'n', long, value_name = "N")]
     pub concurrency: Option<usize>,
+}
+
+/// Arguments of `s3-upgrade`.
+#[derive(Debug, clap::Args)]
+pub struct S3UpgradeArgs {
+    /// The store (s3+https://host/bucket/prefix).
+    #[arg(short, long, value_name = "STORE")]
+    pub store: String,
+    /// Chunks to move at once.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 10)]
+    pub concurrency: usize,
 }
 
 /// Arguments of `demo`.

@@ -14,6 +14,7 @@ mod make;
 mod mount;
 mod output;
 mod places;
+mod s3_upgrade;
 mod store_flags;
 mod tar;
 mod umount;
@@ -53,7 +54,8 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
             };
         }
     };
-    init_log(args.verbose);
+    let verbose = args.verbose;
+    init_log(verbose);
     let done = match args.verb {
         Verb::Mount(args) => return mount::run(args),
         Verb::Umount(args) => umount::run(&args),
@@ -64,6 +66,7 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Info(args) => inspect::info(&args),
         Verb::ListChunks(args) => inspect::list_chunks(&args),
         Verb::VerifyIndex(args) => inspect::verify_index(&args),
+        Verb::S3Upgrade(args) => s3_upgrade::run(&args, verbose),
         Verb::Demo(args) => demo::run(&args),
     };
     match done {

@@ -3,10 +3,12 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
+use super::files::FileStore;
 use super::local::LocalStore;
 use super::location::Location;
+use super::object::BucketStore;
 use super::router::Router;
-use super::{FileStore, Store, StoreError, StoreOptions, WriteStore};
+use super::{Store, StoreError, StoreOptions, WriteStore};
 
 /// A store that is meant: where it is, and how it is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,14 +45,6 @@ pub fn open_store_list(groups: &[Vec<StoreSpec>]) -> Result<Vec<Arc<dyn Store>>,
     Ok(stores)
 }
 
-/// Opens a place for reading (and, if it can be, writing) whole files. Nothing is asked of a network yet.
-///
-/// # Errors
-/// The options do not fit, or it is a place without files.
-pub fn open_files(location: &Location, _options: &StoreOptions) -> Result<Arc<dyn FileStore>, StoreError> {
-    Err(unsupported(location))
-}
-
 /// Opens a store for reading. Nothing is asked of a network yet.
 ///
 /// # Errors
@@ -58,6 +52,8 @@ pub fn open_files(location: &Location, _options: &StoreOptions) -> Result<Arc<dy
 pub fn open(location: &Location, options: &StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
     match location {
         Location::Local(path) => Ok(Arc::new(LocalStore::open(path)?.with_layout(options.layout.clone()))),
+        Location::S3(bucket) => Ok(Arc::new(BucketStore::s3(bucket, options)?)),
+        Location::Gcs { bucket, prefix } => Ok(Arc::new(BucketStore::gcs(bucket, prefix, options)?)),
         other => Err(unsupported(other)),
     }
 }
@@ -78,6 +74,20 @@ pub fn open_writable(location: &Location, options: &StoreOptions) -> Result<Arc<
             }
             Ok(Arc::new(LocalStore::open(path)?.with_layout(options.layout.clone())))
         }
+        Location::S3(bucket) => Ok(Arc::new(BucketStore::s3(bucket, options)?)),
+        Location::Gcs { bucket, prefix } => Ok(Arc::new(BucketStore::gcs(bucket, prefix, options)?)),
+        other => Err(unsupported(other)),
+    }
+}
+
+/// Opens the place of whole files (indexes, archives) at a location. Nothing is asked of a network yet.
+///
+/// # Errors
+/// The options do not fit, or the place is of a kind that has no files.
+pub fn open_files(location: &Location, options: &StoreOptions) -> Result<Arc<dyn FileStore>, StoreError> {
+    match location {
+        Location::S3(bucket) => Ok(Arc::new(BucketStore::s3(bucket, options)?)),
+        Location::Gcs { bucket, prefix } => Ok(Arc::new(BucketStore::gcs(bucket, prefix, options)?)),
         other => Err(unsupported(other)),
     }
 }

@@ -79,7 +79,7 @@ fn is_executable(path: &Path) -> bool {
 
 fn how_to_get(name: &str) -> String {
     let package = match name {
-        "desync" => return "run tests/peers/build".to_owned(),
+        "desync" | "rclone" | "fake-gcs-server" => return "run tests/peers/build".to_owned(),
         "squashfuse_ll" => "squashfuse",
         "mksquashfs" => "squashfs-tools",
         "mkfs.ext4" | "e2fsck" | "chattr" | "lsattr" | "debugfs" => "e2fsprogs",
