@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand};
 
+use super::serve_flags::{ChunkServerArgs, IndexServerArgs};
 use super::store_flags::StoreFlags;
 
 /// Mount casync and desync archives and disk images lazily, and make them.
@@ -39,6 +40,10 @@ pub enum Verb {
     ListChunks(ListChunksArgs),
     /// Check that a file is what an index describes.
     VerifyIndex(VerifyIndexArgs),
+    /// Serve chunks over HTTP.
+    ChunkServer(ChunkServerArgs),
+    /// Serve indexes and archives over HTTP.
+    IndexServer(IndexServerArgs),
     /// Show it working: pack a directory, mount it lazily, read from it, unmount.
     Demo(DemoArgs),
 }

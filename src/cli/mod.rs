@@ -13,6 +13,8 @@ mod ls;
 mod make;
 mod mount;
 mod output;
+mod serve;
+mod serve_flags;
 mod store_flags;
 mod tar;
 mod umount;
@@ -63,6 +65,8 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Info(args) => inspect::info(&args),
         Verb::ListChunks(args) => inspect::list_chunks(&args),
         Verb::VerifyIndex(args) => inspect::verify_index(&args),
+        Verb::ChunkServer(args) => serve::chunk_server(&args),
+        Verb::IndexServer(args) => serve::index_server(&args),
         Verb::Demo(args) => demo::run(&args),
     };
     match done {
