@@ -7,6 +7,7 @@
 //!
 //! ```text
 //!  cli                    verbs and flags; the only room that names clap
+//!   ├─ serve              chunks and indexes for others, over HTTP
 //!   ├─ pack               making: cut, hash, compress, store; archive of a directory; looking at indexes
 //!   └─ mount              the mount as a service: options, mount table, daemon, signals
 //!       └─ fuse           requests of the kernel; the only room that names fuser
@@ -70,6 +71,8 @@ pub mod fuse;
 pub mod mount;
 
 pub mod pack;
+
+pub mod serve;
 
 pub mod cli;
 

@@ -15,6 +15,7 @@ mod mount;
 mod mount_service;
 mod pack;
 mod pack_tar;
+mod serve;
 mod store;
 mod support;
 mod volume;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand};
 
+use super::serve_flags::{ChunkServerArgs, IndexServerArgs};
 use super::store_flags::StoreFlags;
 
 /// Mount casync and desync archives and disk images lazily, and make them.
@@ -41,6 +42,10 @@ pub enum Verb {
     VerifyIndex(VerifyIndexArgs),
     /// Move the chunks of an S3 store of early desync to where they are looked for today.
     S3Upgrade(S3UpgradeArgs),
+    /// Serve chunks over HTTP.
+    ChunkServer(ChunkServerArgs),
+    /// Serve indexes and archives over HTTP.
+    IndexServer(IndexServerArgs),
     /// Show it working: pack a directory, mount it lazily, read from it, unmount.
     Demo(DemoArgs),
 }

@@ -15,6 +15,8 @@ mod mount;
 mod output;
 mod places;
 mod s3_upgrade;
+mod serve;
+mod serve_flags;
 mod store_flags;
 mod tar;
 mod umount;
@@ -67,6 +69,8 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::ListChunks(args) => inspect::list_chunks(&args),
         Verb::VerifyIndex(args) => inspect::verify_index(&args),
         Verb::S3Upgrade(args) => s3_upgrade::run(&args, verbose),
+        Verb::ChunkServer(args) => serve::chunk_server(&args),
+        Verb::IndexServer(args) => serve::index_server(&args),
         Verb::Demo(args) => demo::run(&args),
     };
     match done {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::files::FileStore;
 use super::local::LocalStore;
+use super::local_files::LocalFiles;
 use super::location::Location;
 use super::object::BucketStore;
 use super::router::Router;
@@ -86,6 +87,7 @@ pub fn open_writable(location: &Location, options: &StoreOptions) -> Result<Arc<
 /// The options do not fit, or the place is of a kind that has no files.
 pub fn open_files(location: &Location, options: &StoreOptions) -> Result<Arc<dyn FileStore>, StoreError> {
     match location {
+        Location::Local(path) => Ok(Arc::new(LocalFiles::open(path)?)),
         Location::S3(bucket) => Ok(Arc::new(BucketStore::s3(bucket, options)?)),
         Location::Gcs { bucket, prefix } => Ok(Arc::new(BucketStore::gcs(bucket, prefix, options)?)),
         other => Err(unsupported(other)),

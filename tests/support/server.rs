@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,11 @@ impl Server {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    /// Waits for its end, which something else must bring about, and gives its status; `None` when it is late.
+    pub fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
+        run::wait(&mut self.child, limit)
     }
 
     /// Its process.

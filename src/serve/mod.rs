@@ -1,0 +1,15 @@
+//! Giving chunks and indexes to others.
+//!
+//! * [`http`] is what both servers share: listening, connections, TLS, limits, authorization, the access log and the metrics.
+//! * [`chunk_server`] answers requests for chunks, [`index_server`] requests for indexes and archives.
+//!
+//! Invariants: no request is unbounded in time or memory; what is uploaded is checked before it is kept (unless that is switched
+//! off); an answer tells no secret and no path of this machine.
+
+pub mod http;
+
+pub mod chunk_server;
+
+pub mod index_server;
+
+mod shared_call;
