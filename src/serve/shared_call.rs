@@ -95,9 +95,8 @@ impl<K: Copy + Eq + Hash, T: Clone> Drop for Waiting<'_, K, T> {
         // Outside the lock: with the last who waits the call itself is dropped.
         drop(self.call.take());
         let mut table = self.calls.lock();
-        let is_over = |entry: &Entry<T>| {
-            entry.number == self.number && (self.is_done || entry.call.upgrade().is_none())
-        };
+        let is_over =
+            |entry: &Entry<T>| entry.number == self.number && (self.is_done || entry.call.upgrade().is_none());
         if table.calls.get(&self.key).is_some_and(is_over) {
             table.calls.remove(&self.key);
         }
