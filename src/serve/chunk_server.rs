@@ -209,6 +209,7 @@ impl Service for ChunkServer {
         if let Some(reopen) = &self.reopen {
             let upstream = Arc::new(reopen()?);
             *self.upstream.write().unwrap_or_else(PoisonError::into_inner) = upstream;
+            self.calls.forget_all();
         }
         Ok(())
     }
