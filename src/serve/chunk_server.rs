@@ -209,6 +209,7 @@ impl Service for ChunkServer {
         if let Some(reopen) = &self.reopen {
             let upstream = Arc::new(reopen()?);
             *self.upstream.write().unwrap_or_else(PoisonError::into_inner) = upstream;
+            self.calls.forget_all();
         }
         Ok(())
     }
@@ -217,9 +218,17 @@ impl Service for ChunkServer {
         let Inner { report, n_cache_hits, n_uploads, .. } = &*self.inner;
         for (name, help, number) in [
             ("caifs_chunk_fetches_total", "Chunks asked of the stores.", &report.n_fetches),
-            ("caifs_chunk_fetched_bytes_total", "Bytes fetched from the stores, in stored form.", &report.fetched_bytes),
+            (
+                "caifs_chunk_fetched_bytes_total",
+                "Bytes fetched from the stores, in stored form.",
+                &report.fetched_bytes,
+            ),
             ("caifs_chunk_missing_total", "Chunks that no store had.", &report.n_missing),
-            ("caifs_chunk_bad_total", "Chunks that are not what their id says, or cannot be decoded.", &report.n_bad_chunks),
+            (
+                "caifs_chunk_bad_total",
+                "Chunks that are not what their id says, or cannot be decoded.",
+                &report.n_bad_chunks,
+            ),
             ("caifs_chunk_store_errors_total", "Requests that a store failed to answer.", &report.n_store_errors),
             ("caifs_chunk_cache_hits_total", "Chunks found in the cache.", n_cache_hits),
             ("caifs_chunk_uploads_total", "Chunks taken from clients.", n_uploads),

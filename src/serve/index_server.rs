@@ -18,6 +18,7 @@ use hyper::header::{ACCEPT_RANGES, CONTENT_RANGE, ETAG, HeaderValue, IF_NONE_MAT
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
 use lru::LruCache;
+use tokio::sync::Semaphore;
 
 use super::http::{Answer, Body, Service};
 use crate::digest::Digest;
@@ -34,6 +35,9 @@ const PIECE_BYTES: u64 = 1 << 20;
 /// How many indexes are remembered as looked at.
 const N_CHECKED: NonZeroUsize = NonZeroUsize::new(1024).expect("it is not zero");
 
+/// How many indexes are read as a whole and looked at at a time: that takes memory.
+const MAX_CHECKING: usize = 2;
+
 /// What names of archives end with.
 const ARCHIVE_SUFFIX: &str = ".catar";
 
@@ -45,6 +49,7 @@ pub struct IndexServer {
     is_writable: bool,
     /// The versions that are sound indexes. Never held over I/O or await.
     checked: Mutex<LruCache<String, FileVersion>>,
+    checking: Semaphore,
 }
 
 impl fmt::Debug for IndexServer {
@@ -56,7 +61,8 @@ impl fmt::Debug for IndexServer {
 impl IndexServer {
     /// A service over files. Only indexes with ids of this digest are taken.
     pub fn new(files: Arc<dyn FileStore>, digest: Digest, is_writable: bool) -> Self {
-        Self { files, digest, is_writable, checked: Mutex::new(LruCache::new(N_CHECKED)) }
+        let checked = Mutex::new(LruCache::new(N_CHECKED));
+        Self { files, digest, is_writable, checked, checking: Semaphore::new(MAX_CHECKING) }
     }
 
     async fn get(&self, name: &str, head: &Parts) -> Answer {
@@ -71,17 +77,16 @@ impl IndexServer {
         {
             return Answer::empty(StatusCode::NOT_MODIFIED).with(ETAG, etag.clone());
         }
-        let whole = match name.ends_with(ARCHIVE_SUFFIX) || self.is_checked(name, &info) {
-            true => None,
-            false => match self.checked_index(name).await {
-                Ok(Some(read)) => Some(read),
+        let (info, bytes) = match name.ends_with(ARCHIVE_SUFFIX) {
+            true if !info.has_ranges => {
+                return Answer::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{name} cannot be read by ranges"));
+            }
+            true => (info, None),
+            false => match self.checked_index(name, info).await {
+                Ok(Some(read)) => read,
                 Ok(None) => return missing(name),
                 Err(answer) => return *answer,
             },
-        };
-        let (info, bytes) = match whole {
-            Some((info, bytes)) => (info, Some(bytes)),
-            None => (info, None),
         };
         let etag = info.version.as_ref().map(self::etag);
         let (range, is_part) = match wanted_range(head, info.size, etag.as_ref()) {
@@ -99,8 +104,8 @@ impl IndexServer {
             }
             None => self.stream(name, range.clone(), info.version),
         };
-        let mut answer = Answer::content("application/octet-stream", body)
-            .with(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        let mut answer =
+            Answer::content("application/octet-stream", body).with(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
         answer.headers.extend(etag.map(|etag| (ETAG, etag)));
         if is_part {
             answer.status = StatusCode::PARTIAL_CONTENT;
@@ -116,8 +121,20 @@ impl IndexServer {
         info.version.is_some() && info.has_ranges && checked.get(name) == info.version.as_ref()
     }
 
-    /// Reads an index and looks at all of it.
-    async fn checked_index(&self, name: &str) -> Result<Option<(FileInfo, Bytes)>, Box<Answer>> {
+    /// Reads an index and looks at all of it. One that is known to be sound is not read: its bytes are `None`.
+    async fn checked_index(
+        &self,
+        name: &str,
+        info: FileInfo,
+    ) -> Result<Option<(FileInfo, Option<Bytes>)>, Box<Answer>> {
+        if self.is_checked(name, &info) {
+            return Ok(Some((info, None)));
+        }
+        let _permit = self.checking.acquire().await;
+        // Others may have done it meanwhile.
+        if self.is_checked(name, &info) {
+            return Ok(Some((info, None)));
+        }
         let whole = match self.files.read_whole(name, None, MAX_INDEX_BYTES).await {
             Ok(ReadWhole::Content(whole)) => whole,
             Ok(ReadWhole::Missing | ReadWhole::Unchanged) => return Ok(None),
@@ -129,7 +146,7 @@ impl IndexServer {
                     let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
                     checked.put(name.to_owned(), version);
                 }
-                Ok(Some((whole.info, whole.bytes)))
+                Ok(Some((whole.info, Some(whole.bytes))))
             }
             Err(reason) => {
                 tracing::warn!("{}: {name}: no sound index: {reason}", self.files.name());
@@ -288,7 +305,8 @@ mod tests {
     use super::*;
 
     fn head(path: &str, headers: &[(&str, &str)]) -> Parts {
-        let request = headers.iter().fold(hyper::Request::get(path), |request, (name, value)| request.header(*name, *value));
+        let request =
+            headers.iter().fold(hyper::Request::get(path), |request, (name, value)| request.header(*name, *value));
         request.body(()).unwrap().into_parts().0
     }
 
@@ -344,7 +362,8 @@ mod tests {
     #[test]
     fn a_version_the_client_has_is_recognised() {
         let tag = HeaderValue::from_static("\"a\"");
-        for (value, wanted) in [("\"a\"", true), ("\"b\", W/\"a\"", true), ("*", true), ("\"b\"", false), ("a", false)] {
+        for (value, wanted) in [("\"a\"", true), ("\"b\", W/\"a\"", true), ("*", true), ("\"b\"", false), ("a", false)]
+        {
             assert_eq!(names_etag(&head("/x", &[("if-none-match", value)]), &tag), wanted, "{value}");
         }
     }

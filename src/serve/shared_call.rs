@@ -69,6 +69,11 @@ impl<K: Copy + Eq + Hash, T: Clone> SharedCalls<K, T> {
     pub(super) fn forget(&self, key: K) {
         self.lock().calls.remove(&key);
     }
+
+    /// Lets go of all calls.
+    pub(super) fn forget_all(&self) {
+        self.lock().calls.clear();
+    }
 }
 
 /// Somebody who waits. The entry goes with the first who has the answer, or with the last who gives up.
@@ -95,9 +100,8 @@ impl<K: Copy + Eq + Hash, T: Clone> Drop for Waiting<'_, K, T> {
         // Outside the lock: with the last who waits the call itself is dropped.
         drop(self.call.take());
         let mut table = self.calls.lock();
-        let is_over = |entry: &Entry<T>| {
-            entry.number == self.number && (self.is_done || entry.call.upgrade().is_none())
-        };
+        let is_over =
+            |entry: &Entry<T>| entry.number == self.number && (self.is_done || entry.call.upgrade().is_none());
         if table.calls.get(&self.key).is_some_and(is_over) {
             table.calls.remove(&self.key);
         }
@@ -173,6 +177,7 @@ mod tests {
         let mut old = Box::pin(counted.join(1, &gate));
         assert!(futures_util::poll!(&mut old).is_pending());
         counted.calls.forget(1);
+        assert!(futures_util::poll!(&mut old).is_pending());
         let mut new = Box::pin(counted.join(1, &gate));
         assert!(futures_util::poll!(&mut new).is_pending());
         gate.add_permits(2);

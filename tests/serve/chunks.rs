@@ -178,7 +178,11 @@ fn every_stored_form_is_served_in_every_wire_form() {
             (&[][..], Form::Compressed, None),
             (&["-u"], Form::Plain, None),
             (&["--encryption-key", KEY], Form::Compressed, Some(Algorithm::XChaCha20Poly1305)),
-            (&["-u", "--encryption-key", KEY, "--encryption-algorithm", "aes-256-gcm"], Form::Plain, Some(Algorithm::Aes256Gcm)),
+            (
+                &["-u", "--encryption-key", KEY, "--encryption-algorithm", "aes-256-gcm"],
+                Form::Plain,
+                Some(Algorithm::Aes256Gcm),
+            ),
         ] {
             let cipher = cipher.map(|algorithm| Arc::new(Cipher::new(algorithm, &KEY.parse().unwrap())));
             let layout = Layout { form: wire, cipher };
@@ -329,6 +333,8 @@ fn wrong_arguments_are_one_line() {
     let scratch = Scratch::new();
     let store = scratch.dir("store");
     let store = store.to_str().unwrap();
+    let two_stores = scratch.file("two.json", format!("{{\"stores\": [{store:?}, {store:?}]}}"));
+    let two_stores = two_stores.to_str().unwrap();
     let key_file = scratch.file("key.pem", "no key");
     let key_file = key_file.to_str().unwrap();
     for (args, wanted) in [
@@ -337,6 +343,7 @@ fn wrong_arguments_are_one_line() {
         (&["chunk-server", "-w", "-s", store, "-s", store], "exactly one store"),
         (&["chunk-server", "-w", "-s", store, "-c", store], "no cache"),
         (&["chunk-server", "-s", store, "--store-file", "x"], "cannot be used with"),
+        (&["chunk-server", "-w", "--store-file", two_stores], "exactly one store"),
         (&["chunk-server", "--store-file", "/none"], "store file /none: No such file"),
         (&["chunk-server", "-s", "/none"], "/none: No such file"),
         (&["chunk-server", "-s", store, "-l", "80"], "listen on 80: "),
@@ -383,12 +390,8 @@ impl Store for Gated {
 }
 
 fn service(store: Arc<dyn Store>, verify_read: bool) -> ChunkServer {
-    let config = ChunkServerConfig {
-        layout: Layout::default(),
-        digest: Digest::default(),
-        verify_read,
-        verify_write: true,
-    };
+    let config =
+        ChunkServerConfig { layout: Layout::default(), digest: Digest::default(), verify_read, verify_write: true };
     ChunkServer::new(config, Upstream { store, cache: None, writable: None }, None)
 }
 

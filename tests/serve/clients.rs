@@ -80,9 +80,8 @@ fn desync_reads_what_we_serve() {
     made.is_extracted_from(&url(&server), "\"uncompressed\": true", &[]);
     for algorithm in ["xchacha20-poly1305", "aes-256-gcm"] {
         let server = chunk_server(&made.store, &["--encryption-key", KEY, "--encryption-algorithm", algorithm]);
-        let options = format!(
-            "\"encryption\": true, \"encryption-algorithm\": \"{algorithm}\", \"encryption-key\": \"{KEY}\""
-        );
+        let options =
+            format!("\"encryption\": true, \"encryption-algorithm\": \"{algorithm}\", \"encryption-key\": \"{KEY}\"");
         made.is_extracted_from(&url(&server), &options, &[]);
     }
 }
@@ -122,7 +121,8 @@ fn casync_extracts_what_we_serve() {
     for index in [made.index.to_str().unwrap().to_owned(), format!("{}any/blob.caibx", url(&indexes))] {
         let out = made.scratch.join("out");
         let store = format!("--store={}", url(&chunks));
-        run(casync.command().arg("extract").arg(&store).arg(&index).arg(&out).env("XDG_CACHE_HOME", &*made.scratch)).ok();
+        run(casync.command().arg("extract").arg(&store).arg(&index).arg(&out).env("XDG_CACHE_HOME", &*made.scratch))
+            .ok();
         assert!(fs::read(&out).unwrap() == fs::read(&made.blob).unwrap(), "{index}: another blob");
         fs::remove_file(&out).unwrap();
     }
@@ -159,7 +159,8 @@ fn a_wrong_authorization_is_refused() {
         });
         made.is_extracted_from(&url(&server), &format!("\"http-auth\": \"{secret}\""), &[]);
         for path in ["/", "/healthz", "/metrics", "/0000/x"] {
-            for value in [None, Some("Bearer swordfis"), Some("Bearer swordfish "), Some("bearer swordfish"), Some("")] {
+            for value in [None, Some("Bearer swordfis"), Some("Bearer swordfish "), Some("bearer swordfish"), Some("")]
+            {
                 let headers: Vec<_> = value.map(|value| ("Authorization", value)).into_iter().collect();
                 let status = super::client::ask(server.address(), "GET", path, &headers, b"").status;
                 // White space around a header's value is no part of it.
@@ -206,7 +207,14 @@ fn tls_serves_who_trusts_us_and_whom_we_trust() {
     let (ours, strange) = (certificates(&made.scratch, "ours"), certificates(&made.scratch, "strange"));
     let secured = |flags: &[&Path]| {
         start("chunk-server", |command| {
-            command.arg("-s").arg(&made.store).arg("--cert").arg(&ours.server.0).arg("--key").arg(&ours.server.1).args(flags)
+            command
+                .arg("-s")
+                .arg(&made.store)
+                .arg("--cert")
+                .arg(&ours.server.0)
+                .arg("--key")
+                .arg(&ours.server.1)
+                .args(flags)
         })
     };
     let https = |server: &Server| format!("https://{}/", server.address());
@@ -257,4 +265,34 @@ async fn http_2_is_spoken_with_and_without_tls() {
         assert_eq!((reply.version(), reply.status().as_u16()), (reqwest::Version::HTTP_2, 200), "{url}");
         assert_eq!(reply.text().await.unwrap(), "ok\n");
     }
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_used_after_a_hangup() {
+    let scratch = Scratch::new();
+    let (old, new) = (certificates(&scratch, "old"), certificates(&scratch, "new"));
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let server = start("chunk-server", |command| {
+        command.arg("-s").arg(scratch.dir("store")).arg("--cert").arg(&old.server.0).arg("--key").arg(&old.server.1)
+    });
+    let url = format!("https://{}/healthz", server.address());
+    // A client each time: a kept connection would show nothing.
+    let is_trusted = async |ca: &Path| {
+        let ca = reqwest::Certificate::from_pem(&fs::read(ca).unwrap()).unwrap();
+        let client = reqwest::Client::builder().no_proxy().tls_certs_only([ca]).build().unwrap();
+        client.get(&url).send().await.is_ok()
+    };
+    let hangup = || nix::sys::signal::kill(nix::unistd::Pid::from_raw(server.pid()), nix::sys::signal::Signal::SIGHUP);
+    assert!(is_trusted(&old.ca).await && !is_trusted(&new.ca).await);
+    // A key that does not go with the certificate changes nothing.
+    fs::copy(&new.server.0, &old.server.0).unwrap();
+    hangup().unwrap();
+    assert!(is_trusted(&old.ca).await);
+    fs::copy(&new.server.1, &old.server.1).unwrap();
+    hangup().unwrap();
+    let start = std::time::Instant::now();
+    while !is_trusted(&new.ca).await {
+        assert!(start.elapsed() < super::client::LIMIT, "the certificate is not read again");
+    }
+    assert!(!is_trusted(&old.ca).await);
 }

@@ -100,7 +100,12 @@ impl Metrics {
         line(&mut text, &format!("{name}_sum"), answered.total_time.as_secs_f64());
         line(&mut text, &format!("{name}_count"), n_up_to);
         drop(answered);
-        counter(&mut text, "caifs_http_received_bytes_total", "Bytes received, headers included.", &self.received_bytes);
+        counter(
+            &mut text,
+            "caifs_http_received_bytes_total",
+            "Bytes received, headers included.",
+            &self.received_bytes,
+        );
         counter(&mut text, "caifs_http_sent_bytes_total", "Bytes sent, headers included.", &self.sent_bytes);
         counter(&mut text, "caifs_http_accepted_connections_total", "Connections accepted.", &self.n_accepted);
         for (name, help, number) in [

@@ -224,7 +224,7 @@ impl Server {
             }
         }
         for task in &accepting {
-            // What it was doing at that moment is accepting: connections have tasks of their own.
+            // Connections that are served have tasks of their own.
             task.abort();
         }
         closing.send_replace(true);
@@ -236,10 +236,13 @@ impl Server {
 
 /// Listens on an address as typed. Without a host on all addresses, of IPv6, too, where there is IPv6.
 async fn listen(address: &str) -> Result<TcpListener, ServeError> {
-    let (host, port) = split_address(address).map_err(|reason| ServeError::new(format!("listen on {address}"), reason))?;
+    let (host, port) =
+        split_address(address).map_err(|reason| ServeError::new(format!("listen on {address}"), reason))?;
     let bound = match host {
         "" => match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
-            Err(error) if error.kind() != io::ErrorKind::AddrInUse && error.kind() != io::ErrorKind::PermissionDenied => {
+            Err(error)
+                if error.kind() != io::ErrorKind::AddrInUse && error.kind() != io::ErrorKind::PermissionDenied =>
+            {
                 TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await
             }
             bound => bound,
@@ -267,9 +270,11 @@ fn split_address(address: &str) -> Result<(&str, u16), &'static str> {
 
 async fn accept(shared: Arc<Shared>, listener: TcpListener, is_closing: watch::Receiver<bool>) {
     loop {
-        let Ok(permit) = Arc::clone(&shared.connections).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, client)) => {
+                // After it is accepted, so that no listener holds room for a client that another one has: this one waits, and
+                // the others behind it in the system's queue.
+                let Ok(permit) = Arc::clone(&shared.connections).acquire_owned().await else { return };
                 tokio::spawn(connection(Arc::clone(&shared), stream, client, is_closing.clone(), permit));
             }
             // A connection that its client gave up is its own matter; a lack of descriptors or memory passes.

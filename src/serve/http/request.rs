@@ -140,7 +140,10 @@ fn too_large(max_bytes: u64) -> Answer {
 
 /// Answers without the body, some of which is read all the same (see [`MAX_DISCARD_BYTES`]) unless its sender waits to be told to send it.
 async fn refuse(shared: &Shared, head: &Parts, body: Incoming, answer: Answer) -> Answer {
-    if !body.is_end_stream() && !head.headers.contains_key(EXPECT) && body.size_hint().lower() <= MAX_DISCARD_BYTES as u64 {
+    if !body.is_end_stream()
+        && !head.headers.contains_key(EXPECT)
+        && body.size_hint().lower() <= MAX_DISCARD_BYTES as u64
+    {
         let mut rest = Limited::new(body, MAX_DISCARD_BYTES);
         let discarding = async { while let Some(Ok(_)) = rest.frame().await {} };
         // However it ends, the answer is the same.
