@@ -44,6 +44,11 @@ fn with_keys(access_key: &str, secret_key: &str) -> StoreOptions {
     StoreOptions { s3, retry: RetryPolicy::NEVER, ..StoreOptions::default() }
 }
 
+/// rclone says 500 to one of two who write an object at the same moment, as the contract does, and the emulator of Google closes
+/// connections after errors: both pass, and are asked again.
+const PATIENT: RetryPolicy =
+    RetryPolicy { n_retries: 8, base: Duration::from_millis(20), max: Duration::from_millis(200) };
+
 fn signed_options() -> StoreOptions {
     with_keys(rclone::ACCESS_KEY, rclone::SECRET_KEY)
 }
@@ -59,7 +64,7 @@ fn s3(server: &Server, path: &str, options: &StoreOptions) -> BucketStore {
 
 fn emulated(server: &Server) -> StoreOptions {
     let gcs = GcsOptions { endpoint: Some(format!("http://{}", server.address())), ..GcsOptions::default() };
-    StoreOptions { gcs, retry: RetryPolicy::NEVER, ..StoreOptions::default() }
+    StoreOptions { gcs, retry: PATIENT, ..StoreOptions::default() }
 }
 
 fn layouts() -> Vec<Layout> {
@@ -85,7 +90,7 @@ fn signed_bucket() -> Option<(Scratch, Server)> {
 async fn an_s3_store_keeps_the_contract() {
     let Some((scratch, server)) = signed_bucket() else { return };
     for (number, layout) in layouts().into_iter().enumerate() {
-        let options = StoreOptions { layout: layout.clone(), ..signed_options() };
+        let options = StoreOptions { layout: layout.clone(), retry: PATIENT, ..signed_options() };
         // The last one has the bucket to itself, without a prefix.
         let (path, dir) = match number {
             3 => (BUCKET.to_owned(), scratch.join(BUCKET)),
@@ -170,7 +175,8 @@ async fn credentials_come_from_a_profile() {
         };
         StoreOptions { s3, retry: RetryPolicy::NEVER, ..StoreOptions::default() }
     };
-    store_contract(&s3(&server, BUCKET, &options("good", &file))).await;
+    let patient = StoreOptions { retry: PATIENT, ..options("good", &file) };
+    store_contract(&s3(&server, BUCKET, &patient)).await;
     let other = refusal(&s3(&server, BUCKET, &options("default", &file))).await;
     assert!(other.reason.contains("InvalidAccessKeyId"), "{other}");
     let none = refusal(&s3(&server, BUCKET, &options("none", &file))).await;
@@ -192,7 +198,7 @@ async fn a_public_bucket_needs_no_settings() {
     let anonymous = S3Options { anonymous: true, ..S3Options::default() };
     let nothing = S3Options { more: vec![no_metadata()], ..S3Options::default() };
     for (path, s3_options) in [("anonymous", anonymous), ("nothing", nothing)] {
-        let options = StoreOptions { s3: s3_options, retry: RetryPolicy::NEVER, ..StoreOptions::default() };
+        let options = StoreOptions { s3: s3_options, retry: PATIENT, ..StoreOptions::default() };
         store_contract(&s3(&server, &format!("{BUCKET}/{path}"), &options)).await;
     }
     drop(server);
@@ -260,7 +266,8 @@ async fn files_contract(files: &dyn FileStore) {
 async fn files_lie_beside_the_chunks() {
     if let Some((scratch, server)) = signed_bucket() {
         let location = Location::parse(&s3_text(&server, "bkt/indexes?lookup=path")).unwrap();
-        let files = open_files(&location, &signed_options()).unwrap();
+        let options = StoreOptions { retry: PATIENT, ..signed_options() };
+        let files = open_files(&location, &options).unwrap();
         files_contract(files.as_ref()).await;
         assert!(scratch.join("bkt/indexes/dir/an index.caibx").is_file());
     }
