@@ -104,8 +104,12 @@ impl BucketStore {
 
     /// The key of an object in the bucket.
     fn key(&self, object: &str) -> Result<Path, StoreError> {
-        Path::parse(format!("{}{object}", self.prefix))
-            .map_err(|_| StoreError::new(self.name.clone(), self.shown(object), "no name that an object can have"))
+        let text = format!("{}{object}", self.prefix);
+        match Path::parse(&text) {
+            // The crate would leave slashes at the ends out, which is another object's name.
+            Ok(key) if !object.is_empty() && key.as_ref() == text => Ok(key),
+            _ => Err(StoreError::new(self.name.clone(), self.shown(object), "no name that an object can have")),
+        }
     }
 
     /// Makes a request for an object, and again while what is wrong can pass. Each has the time that the options give it.
@@ -142,7 +146,9 @@ impl BucketStore {
                 if refusal.is_denied() {
                     self.access.refused(way);
                     if let Some(why) = &way.why_unsigned {
-                        reason.push_str(&format!(" (the request was unsigned: no credentials are set, and the machine has none: {why})"));
+                        reason.push_str(&format!(
+                            " (the request was unsigned: no credentials are set, and the machine has none: {why})"
+                        ));
                     }
                 }
                 (reason, refusal.is_transient(), refusal.retry_after)

@@ -136,7 +136,9 @@ mod tests {
                 Box::pin(async move {
                     match answer {
                         Some(true) => Ok(()),
-                        Some(false) => Err(object_store::Error::Generic { store: "S3", source: "nothing there".into() }),
+                        Some(false) => {
+                            Err(object_store::Error::Generic { store: "S3", source: "nothing there".into() })
+                        }
                         None => std::future::pending().await,
                     }
                 })

@@ -98,7 +98,7 @@ impl Error for Refusal {}
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
     /// A server's answer.
-    Refused(Refusal),
+    Refused(Box<Refusal>),
     /// The way to the server or back broke, which can pass.
     Broken(String),
     /// Something that asking again does not cure.
@@ -111,7 +111,7 @@ impl From<object_store::Error> for Trouble {
         let mut cause: Option<&(dyn Error + 'static)> = Some(&error);
         while let Some(present) = cause {
             if let Some(refusal) = present.downcast_ref::<Refusal>() {
-                return Self::Refused(refusal.clone());
+                return Self::Refused(Box::new(refusal.clone()));
             }
             if let Some(error) = tls_error(present) {
                 return Self::Wrong(format!("TLS: {}", one_line(&error.to_string())));
@@ -129,9 +129,11 @@ impl From<object_store::Error> for Trouble {
 }
 
 fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    // An I/O error passes over the error it was made of when asked for its source.
-    let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-    error.downcast_ref().or_else(|| inner.and_then(|inner| inner.downcast_ref()))
+    // An I/O error passes over the error it was made of when asked for its source, and one may be made of another.
+    match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(inner) => tls_error(inner),
+        None => error.downcast_ref(),
+    }
 }
 
 fn root_cause(error: &(dyn Error + 'static)) -> String {
@@ -200,7 +202,7 @@ impl HttpService for Service {
             };
             let status = response.status();
             if status.is_success() {
-                return Ok(response);
+                return Ok(with_partial_status(response));
             }
             // What servers of credentials refuse, the crate knows to read. But that it can pass is for us to see.
             if !is_ours && !matches!(status.as_u16(), 408 | 429 | 500..) {
@@ -209,7 +211,7 @@ impl HttpService for Service {
             let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
             let retry_after = header("retry-after").and_then(|text| text.parse().ok()).map(Duration::from_secs);
             let region = match status.as_u16() {
-                301 | 307 | 400 => header("x-amz-bucket-region").map(|region| cut(region)),
+                301 | 307 | 400 => header("x-amz-bucket-region").map(cut),
                 _ => None,
             };
             let status_words = status.canonical_reason().unwrap_or("refused");
@@ -220,6 +222,17 @@ impl HttpService for Service {
             Err(HttpError::new(HttpErrorKind::Unknown, refusal))
         })
     }
+}
+
+/// Some servers (rclone's) send the range that was asked for, and say so in `Content-Range`, under the status for a whole.
+fn with_partial_status(mut response: HttpResponse) -> HttpResponse {
+    if response.status().as_u16() == 200
+        && response.headers().contains_key("content-range")
+        && let Ok(partial) = 206u16.try_into()
+    {
+        *response.status_mut() = partial;
+    }
+    response
 }
 
 /// The first bytes of a body; one that breaks off ends there.
@@ -315,13 +328,13 @@ mod tests {
         let broken = Trouble::from(generic(Box::new(HttpError::new(HttpErrorKind::Connect, refused))));
         assert_eq!(broken, Trouble::Broken("refused".to_owned()));
         let certificate = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
-        let tls = HttpError::new(HttpErrorKind::Connect, io::Error::other(certificate));
+        let tls = HttpError::new(HttpErrorKind::Connect, io::Error::other(io::Error::other(certificate)));
         let Trouble::Wrong(text) = Trouble::from(generic(Box::new(tls))) else { panic!("it is not transient") };
         assert!(text.contains("UnknownIssuer"), "{text}");
         let other = Trouble::from(generic("no profile".into()));
         assert_eq!(other, Trouble::Wrong("no profile".to_owned()));
         let refusal = Refusal::of_body(403, "Forbidden", "");
         let wrapped = generic(Box::new(HttpError::new(HttpErrorKind::Unknown, refusal.clone())));
-        assert_eq!(Trouble::from(wrapped), Trouble::Refused(refusal));
+        assert_eq!(Trouble::from(wrapped), Trouble::Refused(Box::new(refusal)));
     }
 }

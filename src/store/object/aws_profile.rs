@@ -39,7 +39,9 @@ impl ProfileFile {
     /// The credentials at this time.
     fn at(&self, now: Instant) -> Result<Arc<AwsCredential>, String> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((read, credential)) = known.as_ref().filter(|(read, _)| now.saturating_duration_since(*read) < LASTS) {
+        if let Some((read, credential)) =
+            known.as_ref().filter(|(read, _)| now.saturating_duration_since(*read) < LASTS)
+        {
             let _ = read;
             return Ok(Arc::clone(credential));
         }
@@ -99,7 +101,8 @@ fn parse(text: &str, profile: &str) -> Result<AwsCredential, String> {
         if line.starts_with(['#', ';']) {
             continue;
         }
-        if let Some(section) = line.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(name, _)| name.trim()) {
+        if let Some(section) = line.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(name, _)| name.trim())
+        {
             let name = section.strip_prefix("profile ").map_or(section, str::trim);
             is_inside = name == profile;
             was_inside |= is_inside;
@@ -173,7 +176,8 @@ mod tests {
         };
         let file = ProfileFile::new(path.clone(), None);
         let start = Instant::now();
-        let key_at = |seconds| file.at(start + Duration::from_secs(seconds)).map(|credential| credential.key_id.clone());
+        let key_at =
+            |seconds| file.at(start + Duration::from_secs(seconds)).map(|credential| credential.key_id.clone());
         assert!(key_at(0).unwrap_err().contains("No such file"));
         write("one");
         assert_eq!(key_at(0).unwrap(), "one");

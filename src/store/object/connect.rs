@@ -122,9 +122,8 @@ fn s3_builder(location: &S3Location, options: &StoreOptions) -> Result<AmazonS3B
     match (&s3.access_key, &s3.secret_key) {
         (Some(access_key), Some(secret_key)) => {
             builder = builder.with_access_key_id(access_key).with_secret_access_key(secret_key.expose());
-            match &s3.session_token {
-                Some(token) => builder = builder.with_token(token.expose()),
-                None => {}
+            if let Some(token) = &s3.session_token {
+                builder = builder.with_token(token.expose());
             }
         }
         (Some(_), None) => return Err("there is an access key, but no secret key".to_owned()),
@@ -190,8 +189,9 @@ fn region_of(endpoint: &str) -> Option<&str> {
     let names = host.strip_suffix(".cn").unwrap_or(host).strip_suffix(".amazonaws.com")?;
     let last = names.rsplit('.').next()?;
     let region = last.strip_prefix("s3-").unwrap_or(last);
-    // Regions end with a number; "s3", "s3-accelerate", "dualstack" and "s3-fips" do not.
-    region.ends_with(|c: char| c.is_ascii_digit()).then_some(region)
+    // Regions are words and a number; "s3", "accelerate", "dualstack" and "external-1" (an old name without one) are none.
+    let is_region = region.contains('-') && region.ends_with(|c: char| c.is_ascii_digit());
+    (is_region && !region.starts_with("external")).then_some(region)
 }
 
 fn is_aws(host: &str) -> bool {
@@ -277,6 +277,7 @@ mod tests {
             ("https://s3.cn-north-1.amazonaws.com.cn", Some("cn-north-1")),
             ("https://s3.amazonaws.com", None),
             ("https://s3-accelerate.amazonaws.com", None),
+            ("https://s3-external-1.amazonaws.com", None),
             ("http://127.0.0.1:9000", None),
             ("https://minio.example", None),
         ] {
@@ -331,9 +332,8 @@ mod tests {
 
     #[test]
     fn files_that_are_named_must_be_good() {
-        let with = |gcs: GcsOptions, http: HttpOptions| {
-            gcs_reason(&StoreOptions { gcs, http, ..StoreOptions::default() })
-        };
+        let with =
+            |gcs: GcsOptions, http: HttpOptions| gcs_reason(&StoreOptions { gcs, http, ..StoreOptions::default() });
         let none = GcsOptions { credentials_file: Some("/no/such".into()), ..GcsOptions::default() };
         assert!(with(none, HttpOptions::default()).contains("/no/such"));
         let ca_cert = |path: &str| HttpOptions { ca_cert: Some(path.into()), ..HttpOptions::default() };

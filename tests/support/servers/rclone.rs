@@ -24,8 +24,8 @@ pub fn public(dir: &Path) -> Option<Server> {
 fn start(dir: &Path, more: &[&str]) -> Option<Server> {
     let port = free_port();
     let mut command = peer("rclone")?.command();
-    // Files that a test puts into the directory are seen at once, and nothing is read from the user's own settings.
-    command.args(["serve", "s3", "--config", "", "--dir-cache-time", "0s", "--log-level", "ERROR"]);
+    // Nothing is read from the user's own settings. It remembers directories it has seen: files are put there before it is asked.
+    command.args(["serve", "s3", "--config", "", "--log-level", "CRITICAL"]);
     command.args(["--addr", &format!("127.0.0.1:{port}")]).args(more).arg(dir);
     Some(Server::start(&mut command, port))
 }
