@@ -1,12 +1,15 @@
-//! From a location and its options to a store.
+//! From a location and its options to a store, or to the files beside the chunks.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
 
+use super::http::HttpStore;
 use super::local::LocalStore;
+use super::local_files::LocalFiles;
 use super::location::Location;
+use super::oci::OciStore;
 use super::router::Router;
-use super::{Store, StoreError, StoreOptions, WriteStore};
+use super::{FileStore, Store, StoreError, StoreOptions, WriteStore};
 
 /// A store that is meant: where it is, and how it is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +44,8 @@ pub fn open_stores(groups: &[Vec<StoreSpec>]) -> Result<Arc<dyn Store>, StoreErr
 pub fn open(location: &Location, options: &StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
     match location {
         Location::Local(path) => Ok(Arc::new(LocalStore::open(path)?.with_layout(options.layout.clone()))),
+        Location::Http(url) => Ok(Arc::new(HttpStore::new(url.clone(), options)?)),
+        Location::Oci(location) => Ok(Arc::new(OciStore::new(location, options)?)),
         other => Err(unsupported(other)),
     }
 }
@@ -61,6 +66,20 @@ pub fn open_writable(location: &Location, options: &StoreOptions) -> Result<Arc<
             }
             Ok(Arc::new(LocalStore::open(path)?.with_layout(options.layout.clone())))
         }
+        Location::Http(url) => Ok(Arc::new(HttpStore::new(url.clone(), options)?)),
+        Location::Oci(location) => Ok(Arc::new(OciStore::new(location, options)?)),
+        other => Err(unsupported(other)),
+    }
+}
+
+/// Opens the place of whole files: indexes and archives. Nothing is asked of a network yet.
+///
+/// # Errors
+/// The options do not fit, or it is a place that has no files.
+pub fn open_files(location: &Location, options: &StoreOptions) -> Result<Arc<dyn FileStore>, StoreError> {
+    match location {
+        Location::Local(path) => Ok(Arc::new(LocalFiles::new(path))),
+        Location::Http(url) => Ok(Arc::new(HttpStore::new(url.clone(), options)?)),
         other => Err(unsupported(other)),
     }
 }
