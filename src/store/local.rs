@@ -286,7 +286,7 @@ fn rename_without_replacing(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// The reason without `(os error N)`, which says nothing to the reader of a message.
-fn plain_words(error: &io::Error) -> String {
+pub(super) fn plain_words(error: &io::Error) -> String {
     let text = error.to_string();
     match text.split_once(" (os error") {
         Some((words, _)) => words.to_owned(),

@@ -1,79 +1,171 @@
-//! Whole files in a local directory.
+//! Whole files of a local directory, for whoever does not care where an index or archive lies.
 //!
-//! A version is made of size, modification time and inode, so that a file that was replaced is another version even when it was
-//! replaced within one tick of the clock. A file is written to a temporary one in the same directory, flushed and moved to its place.
+//! A version is size, modification time in nanoseconds, and inode. It is taken of the open file after the bytes were read: a
+//! file that was changed before or meanwhile has another.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use super::files::{ReadWhole, WholeFile, changed};
-use super::{FileInfo, FileStore, FileVersion, StoreError};
-
-/// What names of unfinished files begin with.
-const TEMPORARY_PREFIX: &str = ".tmp-caifs.";
+use super::StoreError;
+use super::files::{FileInfo, FileStore, FileVersion, ReadWhole, WholeFile, changed};
+use super::local::plain_words;
 
 /// How often a temporary name may be taken before it is an error.
 const MAX_NAME_TRIES: u32 = 16;
 
-/// A directory of files.
+/// The mode of a file that is written, less the umask.
+const MODE: u32 = 0o666;
+
+/// The files of a directory.
 #[derive(Debug, Clone)]
 pub struct LocalFiles {
-    inner: Arc<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
     root: PathBuf,
     name: String,
 }
 
 impl LocalFiles {
+    /// The files of this directory; whether it is there shows with the first file.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        let root = root.into();
+        let name = root.display().to_string();
+        Self { root, name }
+    }
+
     /// The files of a directory that exists.
     ///
     /// # Errors
-    /// It does not, or is no directory.
-    pub fn open(dir: impl Into<PathBuf>) -> Result<Self, StoreError> {
-        let root = dir.into();
-        let inner = Inner { name: root.display().to_string(), root };
-        match fs::metadata(&inner.root) {
-            Ok(metadata) if metadata.is_dir() => Ok(Self { inner: Arc::new(inner) }),
-            Ok(_) => Err(inner.error(&inner.root, "not a directory")),
-            Err(error) => Err(inner.error(&inner.root, plain_words(&error))),
+    /// It does not exist or is no directory.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        let files = Self::new(root);
+        match fs::metadata(&files.root) {
+            Ok(metadata) if metadata.is_dir() => Ok(files),
+            Ok(_) => Err(files.error(&files.root, &ErrorKind::NotADirectory.into())),
+            Err(error) => Err(files.error(&files.root, &error)),
         }
     }
 
-    /// Does work on the files on a thread that may wait for the disk.
-    fn work<T: Send + 'static>(
+    fn path_of(&self, file: &str) -> Result<PathBuf, StoreError> {
+        let mut parts = Path::new(file).components();
+        let is_inside = !file.is_empty() && parts.all(|part| matches!(part, Component::Normal(_)));
+        match is_inside {
+            true => Ok(self.root.join(file)),
+            false => Err(StoreError::new(&self.name, file, "not the name of a file in this directory")),
+        }
+    }
+
+    fn error(&self, path: &Path, error: &io::Error) -> StoreError {
+        StoreError::new(&self.name, path.display().to_string(), plain_words(error))
+    }
+
+    fn changed(&self, path: &Path) -> StoreError {
+        changed(&self.name, &path.display().to_string())
+    }
+
+    /// Runs what blocks on a thread that may block.
+    async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Inner) -> Result<T, StoreError> + Send + 'static,
-    ) -> BoxFuture<'static, Result<T, StoreError>> {
-        let inner = Arc::clone(&self.inner);
-        Box::pin(async move {
-            let name = inner.name.clone();
-            match tokio::task::spawn_blocking(move || work(&inner)).await {
-                Ok(done) => done,
-                Err(error) => Err(StoreError::new(name.clone(), name, error)),
-            }
+        file: &str,
+        work: impl FnOnce(&Self, &Path) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let path = self.path_of(file)?;
+        let this = self.clone();
+        match tokio::task::spawn_blocking(move || work(&this, &path)).await {
+            Ok(done) => done,
+            Err(error) => Err(StoreError::new(&self.name, file, error)),
+        }
+    }
+
+    /// The open file, and what is known of it; `None` when there is no such file.
+    fn open_file(&self, path: &Path) -> Result<Option<(File, Metadata)>, StoreError> {
+        // Without O_NONBLOCK a named pipe would hold the reader for ever.
+        let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.error(path, &error)),
+        };
+        let metadata = file.metadata().map_err(|error| self.error(path, &error))?;
+        match metadata.is_file() {
+            true => Ok(Some((file, metadata))),
+            false => Err(self.error(path, &io::Error::other("not a regular file"))),
+        }
+    }
+
+    fn read_whole_now(
+        &self,
+        path: &Path,
+        known: Option<&FileVersion>,
+        max_bytes: u64,
+    ) -> Result<ReadWhole, StoreError> {
+        let Some((file, before)) = self.open_file(path)? else { return Ok(ReadWhole::Missing) };
+        if known == Some(&version(&before)) {
+            return Ok(ReadWhole::Unchanged);
+        }
+        let n = before.len();
+        if n > max_bytes {
+            let reason = format!("it has {n} bytes, more than the {max_bytes} that this file may have");
+            return Err(StoreError::new(&self.name, path.display().to_string(), reason));
+        }
+        let mut bytes = Vec::with_capacity(n as usize);
+        let read = (&file).take(n.saturating_add(1)).read_to_end(&mut bytes).and_then(|_| file.metadata());
+        let after = read.map_err(|error| self.error(path, &error))?;
+        match version(&after) == version(&before) && bytes.len() as u64 == n {
+            true => Ok(ReadWhole::Content(WholeFile { bytes: bytes.into(), info: info(&after) })),
+            false => Err(self.changed(path)),
+        }
+    }
+
+    fn read_range_now(
+        &self,
+        path: &Path,
+        range: Range<u64>,
+        wanted: Option<&FileVersion>,
+    ) -> Result<Bytes, StoreError> {
+        let Some((file, metadata)) = self.open_file(path)? else {
+            return Err(self.error(path, &ErrorKind::NotFound.into()));
+        };
+        let is_wanted = |metadata: &Metadata| wanted.is_none_or(|wanted| *wanted == version(metadata));
+        if !is_wanted(&metadata) {
+            return Err(self.changed(path));
+        }
+        if range.end > metadata.len() {
+            let reason = format!("asked for bytes up to {} of a file of {}", range.end, metadata.len());
+            return Err(StoreError::new(&self.name, path.display().to_string(), reason));
+        }
+        let mut bytes = vec![0; range.end.saturating_sub(range.start) as usize];
+        match file.read_exact_at(&mut bytes, range.start).and_then(|()| file.metadata()) {
+            Ok(after) if is_wanted(&after) => Ok(bytes.into()),
+            Ok(_) => Err(self.changed(path)),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(self.changed(path)),
+            Err(error) => Err(self.error(path, &error)),
+        }
+    }
+
+    fn write_now(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        let (mut file, temporary) = create_beside(path).map_err(|error| self.error(path, &error))?;
+        let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&temporary, path));
+        written.map_err(|error| {
+            // A leftover that cannot be removed is not the error to tell.
+            drop(fs::remove_file(&temporary));
+            self.error(path, &error)
         })
     }
 }
 
 impl FileStore for LocalFiles {
     fn name(&self) -> &str {
-        &self.inner.name
+        &self.name
     }
 
     fn stat<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<FileInfo>, StoreError>> {
-        let file = file.to_owned();
-        self.work(move |inner| Ok(inner.open(&file)?.map(|(_, metadata, _)| info(&metadata))))
+        Box::pin(self.blocking(file, |this, path| Ok(this.open_file(path)?.map(|(_, metadata)| info(&metadata)))))
     }
 
     fn read_whole<'a>(
@@ -82,21 +174,8 @@ impl FileStore for LocalFiles {
         known: Option<&'a FileVersion>,
         max_bytes: u64,
     ) -> BoxFuture<'a, Result<ReadWhole, StoreError>> {
-        let (file, known) = (file.to_owned(), known.cloned());
-        self.work(move |inner| {
-            let Some((mut open, metadata, path)) = inner.open(&file)? else { return Ok(ReadWhole::Missing) };
-            let info = info(&metadata);
-            if known.is_some() && info.version == known {
-                return Ok(ReadWhole::Unchanged);
-            }
-            if info.size > max_bytes {
-                let reason = format!("it has {} bytes, more than the {max_bytes} allowed", info.size);
-                return Err(inner.error(&path, reason));
-            }
-            let mut bytes = vec![0; info.size as usize];
-            open.read_exact(&mut bytes).map_err(|error| inner.read_error(&path, &error))?;
-            Ok(ReadWhole::Content(WholeFile { bytes: bytes.into(), info }))
-        })
+        let known = known.cloned();
+        Box::pin(self.blocking(file, move |this, path| this.read_whole_now(path, known.as_ref(), max_bytes)))
     }
 
     fn read_range<'a>(
@@ -105,104 +184,43 @@ impl FileStore for LocalFiles {
         range: Range<u64>,
         version: Option<&'a FileVersion>,
     ) -> BoxFuture<'a, Result<Bytes, StoreError>> {
-        let (file, version) = (file.to_owned(), version.cloned());
-        self.work(move |inner| {
-            let Some((open, metadata, path)) = inner.open(&file)? else {
-                return Err(inner.error(&inner.root.join(&file), "No such file or directory"));
-            };
-            if version.is_some() && version != info(&metadata).version {
-                return Err(changed(&inner.name, &path.display().to_string()));
-            }
-            if range.start > range.end || range.end > metadata.len() {
-                let reason = format!("bytes {} to {} do not lie in it", range.start, range.end);
-                return Err(inner.error(&path, reason));
-            }
-            let mut bytes = vec![0; (range.end - range.start) as usize];
-            open.read_exact_at(&mut bytes, range.start).map_err(|error| inner.read_error(&path, &error))?;
-            Ok(bytes.into())
-        })
+        let version = version.cloned();
+        Box::pin(self.blocking(file, move |this, path| this.read_range_now(path, range, version.as_ref())))
     }
 
     fn write<'a>(&'a self, file: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
-        let file = file.to_owned();
-        self.work(move |inner| {
-            let path = inner.root.join(&file);
-            inner.replace(&path, &bytes).map_err(|error| inner.error(&path, plain_words(&error)))
-        })
+        Box::pin(self.blocking(file, move |this, path| this.write_now(path, &bytes)))
     }
 }
 
-impl Inner {
-    fn error(&self, path: &Path, reason: impl ToString) -> StoreError {
-        StoreError::new(self.name.clone(), path.display().to_string(), reason)
-    }
-
-    /// A file that ends before its length was cut while it was read.
-    fn read_error(&self, path: &Path, error: &io::Error) -> StoreError {
-        match error.kind() {
-            ErrorKind::UnexpectedEof => changed(&self.name, &path.display().to_string()),
-            _ => self.error(path, plain_words(error)),
-        }
-    }
-
-    /// An open file with what is known of it; `None` when there is none.
-    fn open(&self, file: &str) -> Result<Option<(File, Metadata, PathBuf)>, StoreError> {
-        let path = self.root.join(file);
-        // Without O_NONBLOCK a named pipe would hold the reader for ever.
-        let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(&path);
-        let open = match opened {
-            Ok(open) => open,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
-            Err(error) => return Err(self.error(&path, plain_words(&error))),
-        };
-        let metadata = open.metadata().map_err(|error| self.error(&path, plain_words(&error)))?;
-        match metadata.is_file() {
-            true => Ok(Some((open, metadata, path))),
-            false => Err(self.error(&path, "not a regular file")),
-        }
-    }
-
-    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let (mut open, temporary) = self.create_temporary()?;
-        let written = open.write_all(bytes).and_then(|()| open.sync_all()).and_then(|()| fs::rename(&temporary, path));
-        if written.is_err() {
-            // The error that led here is the one to tell.
-            drop(fs::remove_file(&temporary));
-        }
-        written
-    }
-
-    fn create_temporary(&self) -> io::Result<(File, PathBuf)> {
-        let mut tries = 0;
-        loop {
-            // A hasher's seed is the one source of random numbers in the standard library.
-            let random = RandomState::new().hash_one(tries);
-            let path = self.root.join(format!("{TEMPORARY_PREFIX}{random:016x}"));
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
-                Ok(file) => return Ok((file, path)),
-                Err(error) if error.kind() == ErrorKind::AlreadyExists && tries < MAX_NAME_TRIES => tries += 1,
-                Err(error) => return Err(error),
-            }
-        }
-    }
+fn version(metadata: &Metadata) -> FileVersion {
+    let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
+    FileVersion(format!("{}-{seconds}.{nanoseconds:09}-{}", metadata.len(), metadata.ino()))
 }
 
 fn info(metadata: &Metadata) -> FileInfo {
-    let version = format!("{}-{}.{:09}-{}", metadata.len(), metadata.mtime(), metadata.mtime_nsec(), metadata.ino());
     FileInfo {
         size: metadata.len(),
-        version: Some(FileVersion(version)),
+        version: Some(version(metadata)),
         mtime: metadata.modified().ok(),
         has_ranges: true,
     }
 }
 
-/// The reason without `(os error N)`, which says nothing to the reader of a message.
-fn plain_words(error: &io::Error) -> String {
-    let text = error.to_string();
-    match text.split_once(" (os error") {
-        Some((words, _)) => words.to_owned(),
-        None => text,
+/// A new file beside another, under a name as casync gives it (`.#NAME<16 hex digits>`).
+fn create_beside(path: &Path) -> io::Result<(File, PathBuf)> {
+    let mut tries = 0;
+    loop {
+        let mut name = std::ffi::OsString::from(".#");
+        name.push(path.file_name().unwrap_or_default());
+        // A hasher's seed is the one source of random numbers in the standard library.
+        name.push(format!("{:016x}", RandomState::new().hash_one(tries)));
+        let temporary = path.with_file_name(name);
+        match OpenOptions::new().write(true).create_new(true).mode(MODE).open(&temporary) {
+            Ok(file) => return Ok((file, temporary)),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && tries < MAX_NAME_TRIES => tries += 1,
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -212,43 +230,45 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_file_is_read_as_a_whole_by_ranges_and_not_at_all_when_it_was_replaced() {
+    async fn files_are_read_written_and_told_apart() {
         let dir = tempfile::tempdir().unwrap();
-        let files = LocalFiles::open(dir.path()).unwrap();
-        assert_eq!(files.stat("x").await, Ok(None));
-        assert_eq!(files.read_whole("x", None, 10).await, Ok(ReadWhole::Missing));
-        files.write("x", Bytes::from_static(b"0123456789")).await.unwrap();
-        let info = files.stat("x").await.unwrap().unwrap();
-        let ReadWhole::Content(whole) = files.read_whole("x", None, 10).await.unwrap() else { panic!("it is there") };
-        assert_eq!((&whole.bytes[..], &whole.info), (&b"0123456789"[..], &info));
-        let version = info.version.as_ref();
-        assert_eq!(files.read_whole("x", version, 10).await, Ok(ReadWhole::Unchanged));
-        assert!(files.read_whole("x", None, 9).await.is_err());
-        assert_eq!(files.read_range("x", 2..5, version).await.as_deref(), Ok(&b"234"[..]));
-        assert_eq!(files.read_range("x", 10..10, version).await.as_deref(), Ok(&b""[..]));
-        assert!(files.read_range("x", 2..11, None).await.is_err());
-        assert!(files.read_range("y", 0..0, None).await.is_err());
+        let files = LocalFiles::new(dir.path());
+        assert_eq!(files.stat("x.caibx").await, Ok(None));
+        assert_eq!(files.read_whole("x.caibx", None, 10).await, Ok(ReadWhole::Missing));
+        assert!(files.read_range("x.caibx", 0..1, None).await.is_err());
 
-        files.write("x", Bytes::from_static(b"9876543210")).await.unwrap();
-        assert!(files.read_range("x", 2..5, version).await.is_err());
-        assert_eq!(files.read_range("x", 2..5, None).await.as_deref(), Ok(&b"765"[..]));
+        files.write("x.caibx", Bytes::from_static(b"0123456789")).await.unwrap();
+        let info = files.stat("x.caibx").await.unwrap().unwrap();
+        assert!(info.size == 10 && info.has_ranges && info.mtime.is_some());
+        let version = info.version.clone();
+        let content = WholeFile { bytes: Bytes::from_static(b"0123456789"), info };
+        assert_eq!(files.read_whole("x.caibx", None, 10).await, Ok(ReadWhole::Content(content)));
+        assert_eq!(files.read_whole("x.caibx", version.as_ref(), 10).await, Ok(ReadWhole::Unchanged));
+        assert!(files.read_whole("x.caibx", None, 9).await.unwrap_err().reason.contains("10 bytes"));
+        assert_eq!(files.read_range("x.caibx", 2..5, version.as_ref()).await, Ok(Bytes::from_static(b"234")));
+        assert_eq!(files.read_range("x.caibx", 3..3, None).await, Ok(Bytes::new()));
+        assert!(files.read_range("x.caibx", 8..11, version.as_ref()).await.is_err());
+
+        files.write("x.caibx", Bytes::from_static(b"9876543210")).await.unwrap();
+        let error = files.read_range("x.caibx", 2..5, version.as_ref()).await.unwrap_err();
+        assert!(error.reason.contains("changed") && !error.is_transient, "{error}");
+        assert!(matches!(files.read_whole("x.caibx", version.as_ref(), 10).await, Ok(ReadWhole::Content(_))));
         let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(names, ["x"], "no temporary file is left");
+        assert_eq!(names, ["x.caibx"], "no temporary file is left");
     }
 
     #[tokio::test]
-    async fn only_regular_files_of_a_directory_are_read() {
+    async fn names_stay_inside_and_only_files_are_files() {
         let dir = tempfile::tempdir().unwrap();
-        let files = LocalFiles::open(dir.path()).unwrap();
-        fs::create_dir(dir.path().join("dir")).unwrap();
-        nix::unistd::mkfifo(&dir.path().join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        for name in ["dir", "fifo"] {
-            assert!(files.stat(name).await.unwrap_err().reason.contains("not a regular file"));
-            assert!(files.read_whole(name, None, 10).await.is_err());
+        let files = LocalFiles::new(dir.path().join("inside"));
+        assert!(files.write("x", Bytes::new()).await.is_err(), "the directory is not made");
+        fs::create_dir_all(dir.path().join("inside/dir")).unwrap();
+        for name in ["", "..", "../x", "/etc/passwd", "dir/../../x", "."] {
+            assert!(files.write(name, Bytes::new()).await.is_err(), "{name}");
+            assert!(files.stat(name).await.is_err(), "{name}");
         }
-        assert!(files.write("dir", Bytes::new()).await.is_err());
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "no temporary file is left");
-        assert!(LocalFiles::open(dir.path().join("none")).is_err());
-        assert!(LocalFiles::open(dir.path().join("fifo")).is_err());
+        assert!(files.stat("dir").await.unwrap_err().reason.contains("not a regular file"));
+        files.write("dir/x", Bytes::new()).await.unwrap();
+        assert_eq!(files.stat("dir/x").await.unwrap().unwrap().size, 0);
     }
 }

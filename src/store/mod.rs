@@ -3,8 +3,9 @@
 //! * [`Store`] fetches chunks in stored form; [`WriteStore`] keeps them too. [`FileStore`] has whole files.
 //! * [`location`] turns what the user typed into a [`location::Location`]: the only parser of store locations. [`open`] makes
 //!   a store of it, as [`options`] say; [`layout`] names its objects.
-//! * [`local`] is a directory (`.castr`), [`local_files`] one of whole files, [`object`] a bucket of S3 or Google, [`fault`] a store
-//!   that fails on script; [`router`] asks several in order.
+//! * Where it can lie: [`local`] is a directory (`.castr`), [`local_files`] one of whole files, [`http`] a web server, [`object`] a bucket of
+//!   S3 or Google, [`oci`] a registry; [`fault`] is a store that fails on script.
+//! * [`router`] asks several in order.
 //! * [`retry`] asks again what failed in a way that can pass.
 //!
 //! Invariants: a store says `Ok(None)` for a chunk it does not have and an error for everything else; what it hands out is
@@ -12,11 +13,13 @@
 
 pub mod fault;
 pub mod files;
+pub mod http;
 pub mod layout;
 pub mod local;
 pub mod local_files;
 pub mod location;
 pub mod object;
+pub mod oci;
 pub mod open;
 pub mod options;
 pub mod retry;

@@ -1,15 +1,16 @@
-//! From a location and its options to a store.
+//! From a location and its options to a store, or to the files beside the chunks.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use super::files::FileStore;
+use super::http::HttpStore;
 use super::local::LocalStore;
 use super::local_files::LocalFiles;
 use super::location::Location;
 use super::object::BucketStore;
+use super::oci::OciStore;
 use super::router::Router;
-use super::{Store, StoreError, StoreOptions, WriteStore};
+use super::{FileStore, Store, StoreError, StoreOptions, WriteStore};
 
 /// A store that is meant: where it is, and how it is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub fn open(location: &Location, options: &StoreOptions) -> Result<Arc<dyn Store
         Location::Local(path) => Ok(Arc::new(LocalStore::open(path)?.with_layout(options.layout.clone()))),
         Location::S3(bucket) => Ok(Arc::new(BucketStore::s3(bucket, options)?)),
         Location::Gcs { bucket, prefix } => Ok(Arc::new(BucketStore::gcs(bucket, prefix, options)?)),
+        Location::Http(url) => Ok(Arc::new(HttpStore::new(url.clone(), options)?)),
+        Location::Oci(location) => Ok(Arc::new(OciStore::new(location, options)?)),
         other => Err(unsupported(other)),
     }
 }
@@ -77,17 +80,20 @@ pub fn open_writable(location: &Location, options: &StoreOptions) -> Result<Arc<
         }
         Location::S3(bucket) => Ok(Arc::new(BucketStore::s3(bucket, options)?)),
         Location::Gcs { bucket, prefix } => Ok(Arc::new(BucketStore::gcs(bucket, prefix, options)?)),
+        Location::Http(url) => Ok(Arc::new(HttpStore::new(url.clone(), options)?)),
+        Location::Oci(location) => Ok(Arc::new(OciStore::new(location, options)?)),
         other => Err(unsupported(other)),
     }
 }
 
-/// Opens the place of whole files (indexes, archives) at a location. Nothing is asked of a network yet.
+/// Opens the place of whole files: indexes and archives. Nothing is asked of a network yet.
 ///
 /// # Errors
-/// The options do not fit, or the place is of a kind that has no files.
+/// The options do not fit, or it is a place that has no files.
 pub fn open_files(location: &Location, options: &StoreOptions) -> Result<Arc<dyn FileStore>, StoreError> {
     match location {
-        Location::Local(path) => Ok(Arc::new(LocalFiles::open(path)?)),
+        Location::Local(path) => Ok(Arc::new(LocalFiles::new(path))),
+        Location::Http(url) => Ok(Arc::new(HttpStore::new(url.clone(), options)?)),
         Location::S3(bucket) => Ok(Arc::new(BucketStore::s3(bucket, options)?)),
         Location::Gcs { bucket, prefix } => Ok(Arc::new(BucketStore::gcs(bucket, prefix, options)?)),
         other => Err(unsupported(other)),

@@ -1,0 +1,287 @@
+//! One request and its answer, bounded in time and size, with its failures in words.
+//!
+//! [`Exchange`] sends requests for one store and reads answers; [`Exchange::refusal`] turns a status into an error that says whether
+//! asking again helps. What a store does with a status (404 is "missing" to most) is its own affair.
+//!
+//! Invariants: no answer is read beyond the bytes allowed; a request ends within the store's timeout, body included, and a body
+//! that stands still ends sooner; no error holds more of a URL than its caller named.
+
+use std::error::Error;
+use std::io;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimeParser;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, RETRY_AFTER};
+use reqwest::{RequestBuilder, Response, StatusCode};
+
+use crate::store::retry::{Failure, RetryPolicy};
+use crate::store::{StoreError, StoreOptions};
+
+/// The longest a body may stand still.
+const MAX_STALL: Duration = Duration::from_secs(10);
+
+/// How much of a body is made room for before it has come.
+const MAX_EARLY_CAPACITY: u64 = 4 << 20;
+
+/// How much of a refusal's text is read, and how much of its first line is shown.
+const MAX_REFUSAL_BYTES: u64 = 16 << 10;
+const MAX_SHOWN_CHARS: usize = 200;
+
+/// The requests of one store.
+#[derive(Debug, Clone)]
+pub(crate) struct Exchange {
+    /// Connections.
+    pub client: reqwest::Client,
+    /// The store's name in errors.
+    pub name: String,
+    /// What is done about failures that can pass.
+    pub retry: RetryPolicy,
+    /// The longest a request may take.
+    pub timeout: Duration,
+}
+
+impl Exchange {
+    /// The requests of a store of this name.
+    ///
+    /// # Errors
+    /// Those of [`super::client()`].
+    pub fn new(options: &StoreOptions, name: String) -> Result<Self, StoreError> {
+        let client = super::client(options, &name)?;
+        Ok(Self { client, name, retry: options.retry, timeout: options.request_timeout })
+    }
+
+    /// Sends a request, and gives what it was answered, whatever the status.
+    pub async fn send(&self, request: RequestBuilder, object: &str) -> Result<Response, Failure> {
+        request.timeout(self.timeout).send().await.map_err(|error| self.failure(&error, object))
+    }
+
+    /// All of a body of at most `max_bytes`; what more there is, is not read. `limit` says what the bound is in an error.
+    pub async fn body(
+        &self,
+        response: Response,
+        object: &str,
+        max_bytes: u64,
+        limit: &str,
+    ) -> Result<Bytes, Failure> {
+        let announced = content_length(response.headers());
+        if let Some(n) = announced.filter(|n| *n > max_bytes) {
+            return Err(self.permanent(object, format!("the answer has {n} bytes, more than {limit}")));
+        }
+        let capacity = announced.unwrap_or(0).min(MAX_EARLY_CAPACITY) as usize;
+        // One buffer of its own: pieces of the connection's buffers would keep those alive as long as the chunk.
+        let mut bytes = Vec::with_capacity(capacity);
+        let mut response = response;
+        let stall = self.timeout.min(MAX_STALL);
+        loop {
+            let piece = match tokio::time::timeout(stall, response.chunk()).await {
+                Ok(Ok(Some(piece))) => piece,
+                Ok(Ok(None)) => return Ok(bytes.into()),
+                Ok(Err(error)) => return Err(self.failure(&error, object)),
+                Err(_) => {
+                    let n = bytes.len();
+                    let reason = format!("the answer stopped after {n} bytes: nothing more for {}", seconds(stall));
+                    return Err(StoreError::transient(&self.name, object, reason).into());
+                }
+            };
+            if (bytes.len() + piece.len()) as u64 > max_bytes {
+                return Err(self.permanent(object, format!("the answer has more than {max_bytes} bytes, more than {limit}")));
+            }
+            bytes.extend_from_slice(&piece);
+        }
+    }
+
+    /// The error for an answer that is none of those hoped for: its status, and the first line of its text if there is one.
+    pub async fn refusal(&self, response: Response, object: &str) -> Failure {
+        let status = response.status();
+        let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()).and_then(|text| {
+            let now = SystemTime::now();
+            retry_after(text, now)
+        });
+        let mut reason = match status.canonical_reason() {
+            Some(words) => format!("{} {words}", status.as_u16()),
+            None => status.as_u16().to_string(),
+        };
+        if status.is_redirection() {
+            reason.push_str(", a redirect that is not followed");
+        }
+        let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let is_html = content_type.is_some_and(|kind| kind.contains("html"));
+        if content_length(response.headers()).is_none_or(|n| n <= MAX_REFUSAL_BYTES)
+            && let Ok(body) = self.body(response, object, MAX_REFUSAL_BYTES, "a text should have").await
+            && let Some(text) = first_line(&body, is_html).filter(|text| !reason.contains(text.as_str()))
+        {
+            reason = match text.strip_prefix(status.as_str()) {
+                // The title of a page says the status again.
+                Some(rest) => format!("{}{rest}", status.as_str()),
+                None => format!("{reason}: {text}"),
+            };
+        }
+        let is_transient = can_pass(status);
+        Failure { error: StoreError { is_transient, ..StoreError::new(&self.name, object, reason) }, retry_after }
+    }
+
+    /// An error that asking again does not cure.
+    pub fn permanent(&self, object: &str, reason: impl ToString) -> Failure {
+        StoreError::new(&self.name, object, reason).into()
+    }
+
+    /// The error for a request without an answer, or an answer that was cut off.
+    pub fn failure(&self, error: &reqwest::Error, object: &str) -> Failure {
+        let cause = root_cause(error);
+        if error.is_builder() || error.is_redirect() {
+            return self.permanent(object, cause);
+        }
+        if let Some(tls) = find::<rustls::Error>(error) {
+            let hint = match tls {
+                rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer) => {
+                    " (give its issuer's certificate as ca-cert)"
+                }
+                _ => "",
+            };
+            // A certificate is not better the next time; a connection that was broken may be.
+            return match tls {
+                rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_) => {
+                    self.permanent(object, format!("TLS: {tls}{hint}"))
+                }
+                _ => StoreError::transient(&self.name, object, format!("TLS: {tls}")).into(),
+            };
+        }
+        let reason = match (error.is_timeout(), error.is_connect()) {
+            (true, true) => {
+                format!("cannot connect: no answer within {}", seconds(self.timeout.min(super::MAX_CONNECT_TIMEOUT)))
+            }
+            (true, false) => format!("not answered in full within {}", seconds(self.timeout)),
+            (false, true) => format!("cannot connect: {cause}"),
+            (false, false) if error.is_body() || error.is_decode() => format!("the answer was cut off: {cause}"),
+            (false, false) => format!("the connection broke: {cause}"),
+        };
+        StoreError::transient(&self.name, object, reason).into()
+    }
+}
+
+/// Whether a request with this status can succeed later.
+pub(crate) fn can_pass(status: StatusCode) -> bool {
+    status == StatusCode::REQUEST_TIMEOUT || status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
+}
+
+/// Whether a status says that there is no such object.
+pub(crate) fn is_missing(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
+}
+
+/// A header as text.
+pub(crate) fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok().map(str::trim)
+}
+
+/// The length a header announces, which for HEAD is not that of the answer.
+pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    text(headers, reqwest::header::CONTENT_LENGTH)?.parse().ok()
+}
+
+/// A date as HTTP has it (RFC 9110, 5.6.7).
+pub(crate) fn http_date(text: &str) -> Option<SystemTime> {
+    let timestamp: Timestamp = DateTimeParser::new().parse_timestamp(text).ok()?;
+    Some(timestamp.into())
+}
+
+/// How long the server asks to be left alone: seconds, or a date (RFC 9110, 10.2.3).
+fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
+    match text.trim().parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => Some(http_date(text)?.duration_since(now).unwrap_or(Duration::ZERO)),
+    }
+}
+
+/// What lies at the bottom of an error, without numbers of the system and without URLs.
+pub(crate) fn root_cause(error: &reqwest::Error) -> String {
+    let mut deepest: &(dyn Error + 'static) = error;
+    while let Some(source) = deepest.source() {
+        deepest = source;
+    }
+    if let Some(error) = deepest.downcast_ref::<io::Error>() {
+        return crate::store::local::plain_words(error);
+    }
+    if deepest.is::<reqwest::Error>() {
+        // It is `error` itself: one that has no cause names the URL.
+        return match error.is_timeout() {
+            true => "no answer in time".to_owned(),
+            false => "the request cannot be made".to_owned(),
+        };
+    }
+    deepest.to_string()
+}
+
+/// An error among the causes of another.
+fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        // An error inside an io::Error is not its source, but what it wraps.
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if let Some(found) = wrapped.and_then(|inner| inner.downcast_ref()) {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
+
+fn seconds(span: Duration) -> String {
+    match span.subsec_millis() {
+        0 => format!("{} s", span.as_secs()),
+        _ => format!("{} ms", span.as_millis()),
+    }
+}
+
+/// The first line of a text (or the title of a page) that is fit to be shown.
+fn first_line(body: &[u8], is_html: bool) -> Option<String> {
+    let text = std::str::from_utf8(body).ok()?;
+    let line = match is_html {
+        true => text.split_once("<title>")?.1.split_once("</title>")?.0,
+        false => text.lines().find(|line| !line.trim().is_empty())?,
+    };
+    let line = line.trim();
+    (!line.is_empty() && !line.chars().any(char::is_control)).then(|| line.chars().take(MAX_SHOWN_CHARS).collect())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        assert_eq!(now, SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777));
+        for (text, wait) in [
+            ("0", Some(0)),
+            (" 120 ", Some(120)),
+            ("Sun, 06 Nov 1994 08:50:00 GMT", Some(23)),
+            ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+        ] {
+            assert_eq!(retry_after(text, now), wait.map(Duration::from_secs), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_told_by_one_line() {
+        for (body, is_html, line) in [
+            (&b"\n chunk abc not found\nmore"[..], false, Some("chunk abc not found")),
+            (b"<html><title>400 No certificate</title>", true, Some("400 No certificate")),
+            (b"<html>none", true, None),
+            (b"", false, None),
+            (b"\xff\xfe", false, None),
+            (b"a\x1b[31mb", false, None),
+        ] {
+            assert_eq!(first_line(body, is_html).as_deref(), line);
+        }
+        assert_eq!(first_line("ä".repeat(5000).as_bytes(), false).unwrap().chars().count(), MAX_SHOWN_CHARS);
+    }
+}
