@@ -3,7 +3,7 @@
 //! * [`Store`] fetches chunks in stored form; [`WriteStore`] keeps them too. [`FileStore`] has whole files.
 //! * [`location`] turns what the user typed into a [`location::Location`]: the only parser of store locations. [`open`] makes
 //!   a store of it, as [`options`] say; [`layout`] names its objects.
-//! * [`local`] is a directory (`.castr`), [`fault`] a store that fails on script; [`router`] asks several in order.
+//! * [`local`] is a directory (`.castr`), [`sftp`] one on another machine, [`fault`] a store that fails on script; [`router`] asks several in order.
 //! * [`retry`] asks again what failed in a way that can pass.
 //!
 //! Invariants: a store says `Ok(None)` for a chunk it does not have and an error for everything else; what it hands out is
@@ -18,6 +18,7 @@ pub mod open;
 pub mod options;
 pub mod retry;
 pub mod router;
+pub mod sftp;
 
 pub use crate::chunk::codec::Form;
 pub use files::{FileInfo, FileStore, FileVersion};

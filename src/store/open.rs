@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::local::LocalStore;
 use super::location::Location;
 use super::router::Router;
-use super::{Store, StoreError, StoreOptions, WriteStore};
+use super::sftp::SftpStore;
+use super::{FileStore, Store, StoreError, StoreOptions, WriteStore};
 
 /// A store that is meant: where it is, and how it is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +42,7 @@ pub fn open_stores(groups: &[Vec<StoreSpec>]) -> Result<Arc<dyn Store>, StoreErr
 pub fn open(location: &Location, options: &StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
     match location {
         Location::Local(path) => Ok(Arc::new(LocalStore::open(path)?.with_layout(options.layout.clone()))),
+        Location::Sftp(location) => Ok(Arc::new(SftpStore::new(location, options)?)),
         other => Err(unsupported(other)),
     }
 }
@@ -61,6 +63,18 @@ pub fn open_writable(location: &Location, options: &StoreOptions) -> Result<Arc<
             }
             Ok(Arc::new(LocalStore::open(path)?.with_layout(options.layout.clone())))
         }
+        Location::Sftp(location) => Ok(Arc::new(SftpStore::new(location, options)?)),
+        other => Err(unsupported(other)),
+    }
+}
+
+/// Opens the place of whole files beside chunks. Nothing is asked of a network yet.
+///
+/// # Errors
+/// The options do not fit, or the location is of a kind that keeps no whole files.
+pub fn open_files(location: &Location, options: &StoreOptions) -> Result<Arc<dyn FileStore>, StoreError> {
+    match location {
+        Location::Sftp(location) => Ok(Arc::new(SftpStore::new(location, options)?)),
         other => Err(unsupported(other)),
     }
 }

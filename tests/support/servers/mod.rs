@@ -1,0 +1,3 @@
+//! How each server of the tests is set up, with all it needs in a directory of its own.
+
+pub mod sshd;
