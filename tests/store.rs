@@ -1,6 +1,7 @@
 //! What every store must do, and what is special about each.
 
 mod object;
+mod sftp;
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -14,7 +15,7 @@ use crate::support::peers::peer;
 use crate::support::run::run;
 
 /// A chunk in a form, with its id.
-fn chunk(form: Form, plain: &[u8]) -> (ChunkId, Stored) {
+pub fn chunk(form: Form, plain: &[u8]) -> (ChunkId, Stored) {
     let bytes = match form {
         Form::Compressed => codec::encode(plain, codec::DEFAULT_LEVEL),
         Form::Plain => plain.to_vec(),

@@ -145,7 +145,10 @@ impl HttpStore {
 
 impl fmt::Debug for HttpStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HttpStore").field("name", &self.exchange.name).field("layout", &self.layout).finish_non_exhaustive()
+        f.debug_struct("HttpStore")
+            .field("name", &self.exchange.name)
+            .field("layout", &self.layout)
+            .finish_non_exhaustive()
     }
 }
 

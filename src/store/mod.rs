@@ -4,7 +4,8 @@
 //! * [`location`] turns what the user typed into a [`location::Location`]: the only parser of store locations. [`open`] makes
 //!   a store of it, as [`options`] say; [`layout`] names its objects.
 //! * Where it can lie: [`local`] is a directory (`.castr`), [`local_files`] one of whole files, [`http`] a web server, [`object`] a bucket of
-//!   S3 or Google, [`oci`] a registry; [`fault`] is a store that fails on script.
+//!   S3 or Google, [`oci`] a registry,
+//!   [`sftp`] a directory of another machine; [`fault`] is a store that fails on script.
 //! * [`router`] asks several in order.
 //! * [`retry`] asks again what failed in a way that can pass.
 //!
@@ -24,6 +25,7 @@ pub mod open;
 pub mod options;
 pub mod retry;
 pub mod router;
+pub mod sftp;
 pub mod tls;
 
 pub use crate::chunk::codec::Form;

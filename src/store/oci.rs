@@ -146,8 +146,8 @@ impl OciStore {
         })
         .await?;
         let Some(content) = content else { return Ok(None) };
-        let descriptor = manifest::read(&content)
-            .map_err(|reason| StoreError::new(&self.exchange.name, &object.shown, reason))?;
+        let descriptor =
+            manifest::read(&content).map_err(|reason| StoreError::new(&self.exchange.name, &object.shown, reason))?;
         match descriptor {
             Some(Descriptor { size, .. }) if size > MAX_OBJECT_BYTES => {
                 let reason = format!("names a blob of {size} bytes, more than any chunk can");

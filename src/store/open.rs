@@ -10,6 +10,7 @@ use super::location::Location;
 use super::object::BucketStore;
 use super::oci::OciStore;
 use super::router::Router;
+use super::sftp::SftpStore;
 use super::{FileStore, Store, StoreError, StoreOptions, WriteStore};
 
 /// A store that is meant: where it is, and how it is reached.
@@ -58,6 +59,7 @@ pub fn open(location: &Location, options: &StoreOptions) -> Result<Arc<dyn Store
         Location::Gcs { bucket, prefix } => Ok(Arc::new(BucketStore::gcs(bucket, prefix, options)?)),
         Location::Http(url) => Ok(Arc::new(HttpStore::new(url.clone(), options)?)),
         Location::Oci(location) => Ok(Arc::new(OciStore::new(location, options)?)),
+        Location::Sftp(location) => Ok(Arc::new(SftpStore::new(location, options)?)),
         other => Err(unsupported(other)),
     }
 }
@@ -82,6 +84,7 @@ pub fn open_writable(location: &Location, options: &StoreOptions) -> Result<Arc<
         Location::Gcs { bucket, prefix } => Ok(Arc::new(BucketStore::gcs(bucket, prefix, options)?)),
         Location::Http(url) => Ok(Arc::new(HttpStore::new(url.clone(), options)?)),
         Location::Oci(location) => Ok(Arc::new(OciStore::new(location, options)?)),
+        Location::Sftp(location) => Ok(Arc::new(SftpStore::new(location, options)?)),
         other => Err(unsupported(other)),
     }
 }
@@ -96,6 +99,7 @@ pub fn open_files(location: &Location, options: &StoreOptions) -> Result<Arc<dyn
         Location::Http(url) => Ok(Arc::new(HttpStore::new(url.clone(), options)?)),
         Location::S3(bucket) => Ok(Arc::new(BucketStore::s3(bucket, options)?)),
         Location::Gcs { bucket, prefix } => Ok(Arc::new(BucketStore::gcs(bucket, prefix, options)?)),
+        Location::Sftp(location) => Ok(Arc::new(SftpStore::new(location, options)?)),
         other => Err(unsupported(other)),
     }
 }

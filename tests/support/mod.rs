@@ -2,7 +2,7 @@
 //!
 //! * [`run`]: running a program with captured output and a time limit; the `caifs` command itself.
 //! * [`peers`]: the other programs that tests compare with, and what happens when one is missing.
-//! * [`server`]: servers on loopback, ended by their pid; [`servers`] starts each kind.
+//! * [`server`]: servers on loopback, ended by their pid; [`servers`]: how each of them is set up.
 //! * [`scratch`]: directories that vanish, whatever was put into them.
 //! * [`mounted`]: mounts that are undone and servers that are ended, also when a test panics.
 //! * [`corner`]: a directory tree with everything that is hard to keep: ACLs, capabilities, devices, odd names.

@@ -86,6 +86,8 @@ fn how_to_get(name: &str) -> String {
         "fusermount3" => "fuse3",
         "getfattr" | "setfattr" => "attr",
         "getfacl" | "setfacl" => "acl",
+        "sshd" => "openssh-server",
+        "ssh" | "ssh-add" | "ssh-agent" | "ssh-keygen" => "openssh-client",
         "setcap" | "getcap" => "libcap2-bin",
         other => other,
     };

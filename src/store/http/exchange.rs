@@ -58,13 +58,7 @@ impl Exchange {
     }
 
     /// All of a body of at most `max_bytes`; what more there is, is not read. `limit` says what the bound is in an error.
-    pub async fn body(
-        &self,
-        response: Response,
-        object: &str,
-        max_bytes: u64,
-        limit: &str,
-    ) -> Result<Bytes, Failure> {
+    pub async fn body(&self, response: Response, object: &str, max_bytes: u64, limit: &str) -> Result<Bytes, Failure> {
         let announced = content_length(response.headers());
         if let Some(n) = announced.filter(|n| *n > max_bytes) {
             return Err(self.permanent(object, format!("the answer has {n} bytes, more than {limit}")));
@@ -86,7 +80,9 @@ impl Exchange {
                 }
             };
             if (bytes.len() + piece.len()) as u64 > max_bytes {
-                return Err(self.permanent(object, format!("the answer has more than {max_bytes} bytes, more than {limit}")));
+                return Err(
+                    self.permanent(object, format!("the answer has more than {max_bytes} bytes, more than {limit}"))
+                );
             }
             bytes.extend_from_slice(&piece);
         }

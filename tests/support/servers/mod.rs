@@ -1,4 +1,5 @@
-//! Each kind of server, as the tests start it.
+//! How each server of the tests is set up, with all it needs in a directory of its own.
 
 pub mod gcs;
 pub mod rclone;
+pub mod sshd;
