@@ -3,7 +3,8 @@
 //! * [`Store`] fetches chunks in stored form; [`WriteStore`] keeps them too. [`FileStore`] has whole files.
 //! * [`location`] turns what the user typed into a [`location::Location`]: the only parser of store locations. [`open`] makes
 //!   a store of it, as [`options`] say; [`layout`] names its objects.
-//! * [`local`] is a directory (`.castr`), [`fault`] a store that fails on script; [`router`] asks several in order.
+//! * [`local`] is a directory (`.castr`), [`fault`] a store that fails on script; [`router`] asks several in order, [`mirror`] those that
+//!   have the same chunks: `race` is the loop of both, `health` what they know about each.
 //! * [`retry`] asks again what failed in a way that can pass.
 //!
 //! Invariants: a store says `Ok(None)` for a chunk it does not have and an error for everything else; what it hands out is
@@ -11,11 +12,14 @@
 
 pub mod fault;
 pub mod files;
+mod health;
 pub mod layout;
 pub mod local;
 pub mod location;
+pub mod mirror;
 pub mod open;
 pub mod options;
+mod race;
 pub mod retry;
 pub mod router;
 

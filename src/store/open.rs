@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::local::LocalStore;
 use super::location::Location;
+use super::mirror::MirrorGroup;
 use super::router::Router;
 use super::{Store, StoreError, StoreOptions, WriteStore};
 
@@ -24,8 +25,12 @@ pub struct StoreSpec {
 pub fn open_stores(groups: &[Vec<StoreSpec>]) -> Result<Arc<dyn Store>, StoreError> {
     let mut stores: Vec<Arc<dyn Store>> = Vec::with_capacity(groups.len());
     for group in groups {
-        for StoreSpec { location, options } in group {
-            stores.push(open(location, options)?);
+        let opened = group.iter().map(|StoreSpec { location, options }| open(location, options));
+        let mut members: Vec<Arc<dyn Store>> = opened.collect::<Result<_, _>>()?;
+        match members.len() {
+            0 => {}
+            1 => stores.push(members.remove(0)),
+            _ => stores.push(Arc::new(MirrorGroup::new(members))),
         }
     }
     Ok(match stores.len() {
