@@ -7,6 +7,7 @@ use super::http::HttpStore;
 use super::local::LocalStore;
 use super::local_files::LocalFiles;
 use super::location::Location;
+use super::mirror::MirrorGroup;
 use super::object::BucketStore;
 use super::oci::OciStore;
 use super::router::Router;
@@ -41,8 +42,12 @@ pub fn open_stores(groups: &[Vec<StoreSpec>]) -> Result<Arc<dyn Store>, StoreErr
 pub fn open_store_list(groups: &[Vec<StoreSpec>]) -> Result<Vec<Arc<dyn Store>>, StoreError> {
     let mut stores: Vec<Arc<dyn Store>> = Vec::with_capacity(groups.len());
     for group in groups {
-        for StoreSpec { location, options } in group {
-            stores.push(open(location, options)?);
+        let opened = group.iter().map(|StoreSpec { location, options }| open(location, options));
+        let mut members = opened.collect::<Result<Vec<_>, _>>()?;
+        match members.len() {
+            0 => {}
+            1 => stores.append(&mut members),
+            _ => stores.push(Arc::new(MirrorGroup::new(members))),
         }
     }
     Ok(stores)

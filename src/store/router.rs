@@ -1,31 +1,56 @@
 //! Several stores in the order the user gave them.
 //!
 //! A store that does not have a chunk, or fails, hands on to the next. A failure is reported only when no later store has the
-//! chunk: then the chunk may exist, so "missing" would be the wrong answer.
+//! chunk: then the chunk may exist, so "missing" would be the wrong answer. A store that does not answer is given some
+//! patience; then the next is asked beside it. One that fails or keeps silent again and again is asked last until it is well.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
+use super::health::MemberHealth;
+use super::race::{Members, Pace};
 use super::{BlockingStore, Fetched, Store, StoreError, Stored};
 use crate::digest::ChunkId;
+
+/// How long a store may take before the next one is asked, too, when nothing is said: well below any deadline of a reader, and
+/// well above what a slow store needs.
+pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Ordered stores.
 #[derive(Debug)]
 pub struct Router {
-    stores: Vec<Arc<dyn Store>>,
+    stores: Members,
     name: String,
-    all_blocking: bool,
+    are_blocking: bool,
 }
 
 impl Router {
     /// Stores in the order they are asked.
     pub fn new(stores: Vec<Arc<dyn Store>>) -> Self {
-        let names: Vec<&str> = stores.iter().map(|store| store.name()).collect();
-        let name = names.join(", ");
-        let all_blocking = stores.iter().all(|store| store.blocking().is_some());
-        Self { stores, name, all_blocking }
+        Self::with_patience(stores, DEFAULT_PATIENCE)
     }
+
+    /// Stores in the order they are asked, and for how long each but the last is before the next one is asked, too.
+    pub fn with_patience(stores: Vec<Arc<dyn Store>>, patience: Duration) -> Self {
+        let stores = Members::new(stores, Pace::Patience(patience));
+        let name = stores.names().join(", ");
+        let are_blocking = stores.are_blocking();
+        Self { stores, name, are_blocking }
+    }
+
+    /// How the stores are doing, in their order.
+    pub fn members(&self) -> Vec<MemberHealth> {
+        self.stores.health()
+    }
+}
+
+/// The error of the first store that failed; it may pass if that of any store may.
+fn first(errors: Vec<StoreError>) -> StoreError {
+    let is_transient = errors.iter().any(|error| error.is_transient);
+    let first = errors.into_iter().next().expect("some store failed if the answer is an error");
+    StoreError { is_transient, ..first }
 }
 
 impl Store for Router {
@@ -42,49 +67,21 @@ impl Store for Router {
         id: ChunkId,
         avoid: &'a [String],
     ) -> BoxFuture<'a, Result<Option<Fetched>, StoreError>> {
-        Box::pin(async move {
-            let mut failure = None;
-            for store in &self.stores {
-                match store.fetch_avoiding(id, avoid).await {
-                    Ok(Some(fetched)) => return Ok(Some(fetched)),
-                    Ok(None) => {}
-                    Err(error) => failure = failure.or(Some(error)),
-                }
-            }
-            failure.map_or(Ok(None), Err)
-        })
+        Box::pin(async move { self.stores.fetch(id, avoid).await.map_err(first) })
     }
 
     fn has(&self, id: ChunkId) -> BoxFuture<'_, Result<bool, StoreError>> {
-        Box::pin(async move {
-            let mut failure = None;
-            for store in &self.stores {
-                match store.has(id).await {
-                    Ok(true) => return Ok(true),
-                    Ok(false) => {}
-                    Err(error) => failure = failure.or(Some(error)),
-                }
-            }
-            failure.map_or(Ok(false), Err)
-        })
+        Box::pin(async move { self.stores.has(id).await.map_err(first) })
     }
 
     fn blocking(&self) -> Option<&dyn BlockingStore> {
-        self.all_blocking.then_some(self as &dyn BlockingStore)
+        self.are_blocking.then_some(self as &dyn BlockingStore)
     }
 }
 
 impl BlockingStore for Router {
     fn fetch_now(&self, id: ChunkId, max_bytes: u64) -> Result<Option<Stored>, StoreError> {
-        let mut failure = None;
-        for store in self.stores.iter().filter_map(|store| store.blocking()) {
-            match store.fetch_now(id, max_bytes) {
-                Ok(Some(stored)) => return Ok(Some(stored)),
-                Ok(None) => {}
-                Err(error) => failure = failure.or(Some(error)),
-            }
-        }
-        failure.map_or(Ok(None), Err)
+        self.stores.fetch_now(id, max_bytes).map_err(first)
     }
 }
 

@@ -3,6 +3,7 @@
 //! * [`run`]: running a program with captured output and a time limit; the `caifs` command itself.
 //! * [`peers`]: the other programs that tests compare with, and what happens when one is missing.
 //! * [`server`]: servers on loopback, ended by their pid; [`servers`]: how each of them is set up.
+//! * [`proxy`]: a bad network before a server.
 //! * [`scratch`]: directories that vanish, whatever was put into them.
 //! * [`mounted`]: mounts that are undone and servers that are ended, also when a test panics.
 //! * [`corner`]: a directory tree with everything that is hard to keep: ACLs, capabilities, devices, odd names.
@@ -18,6 +19,7 @@ pub mod corner;
 pub mod listing;
 pub mod mounted;
 pub mod peers;
+pub mod proxy;
 pub mod run;
 pub mod scratch;
 pub mod server;
