@@ -70,7 +70,10 @@ impl SftpStore {
     }
 
     fn error(&self, name: &str, fault: Fault) -> StoreError {
-        StoreError { is_transient: fault.is_transient(), ..StoreError::new(self.name.clone(), self.object(name), fault) }
+        StoreError {
+            is_transient: fault.is_transient(),
+            ..StoreError::new(self.name.clone(), self.object(name), fault)
+        }
     }
 
     /// Does a piece of work on a session, again on another one if the session fails.

@@ -309,7 +309,8 @@ mod tests {
 
     #[test]
     fn lines_that_say_nothing_are_passed_over() {
-        let text = format!("\n# h ssh-ed25519 {ED}\nh\nh ssh-ed25519\n@cert-authority h ssh-ed25519 {ED}\n@x h t {ED}\n");
+        let text =
+            format!("\n# h ssh-ed25519 {ED}\nh\nh ssh-ed25519\n@cert-authority h ssh-ed25519 {ED}\n@x h t {ED}\n");
         assert_eq!(parse(&text), []);
         let revoked = parse_line(&format!("@revoked * ssh-ed25519 {ED}")).unwrap();
         assert!(revoked.is_revoked && revoked.hosts == "*");
