@@ -18,6 +18,8 @@ const DEFAULT_IDENTITIES: &[&str] = &["id_ed25519", "id_ecdsa", "id_rsa"];
 
 /// libssh2: the server does not take the key.
 const AUTHENTICATION_FAILED: i32 = -18;
+
+/// libssh2: the key was not proved, or the connection ended meanwhile.
 const PUBLICKEY_UNVERIFIED: i32 = -19;
 
 /// libssh2: the connection failed.
@@ -29,7 +31,7 @@ pub fn log_in(ssh: &ssh2::Session, target: &Target) -> Result<(), Fault> {
         Ok(methods) => methods.to_owned(),
         // A server that lets everybody in has no methods to name.
         Err(_) if ssh.authenticated() => return Ok(()),
-        Err(error) => return Err(fault(&error, &[])),
+        Err(error) => return Err(fault(target, &error, &[])),
     };
     if ssh.authenticated() {
         return Ok(());
@@ -49,11 +51,10 @@ pub fn log_in(ssh: &ssh2::Session, target: &Target) -> Result<(), Fault> {
         match ssh.userauth_pubkey_file(&target.user, None, file, None) {
             Ok(()) => return Ok(()),
             Err(error) => {
-                let why = match error.code() {
-                    ErrorCode::Session(AUTHENTICATION_FAILED | PUBLICKEY_UNVERIFIED) => "refused",
-                    ErrorCode::Session(code) if CONNECTION_ERRORS.contains(&code) => return Err(fault(&error, &tried)),
-                    _ if !file.exists() => "no such file",
-                    _ => "cannot be read (add a key with a passphrase to an agent)",
+                let why = match refusal(ssh, target, &error, &tried)? {
+                    Some(why) => why,
+                    None if !file.exists() => "no such file",
+                    None => "cannot be read (add a key with a passphrase to an agent)",
                 };
                 tried.push(format!("{} ({why})", file.display()));
             }
@@ -99,16 +100,31 @@ fn by_agent(
         match agent.userauth(&target.user, &key) {
             Ok(()) => return Ok(true),
             Err(error) => {
-                let why = match error.code() {
-                    ErrorCode::Session(AUTHENTICATION_FAILED | PUBLICKEY_UNVERIFIED) => "refused",
-                    ErrorCode::Session(code) if CONNECTION_ERRORS.contains(&code) => return Err(fault(&error, tried)),
-                    _ => error.message(),
-                };
+                let why = refusal(ssh, target, &error, tried)?.unwrap_or(error.message());
                 tried.push(format!("the agent's key {} ({why})", key.comment()));
             }
         }
     }
     Ok(false)
+}
+
+/// Why the server did not take a key; `None` when it was not asked. The end of the connection is a fault.
+fn refusal(
+    ssh: &ssh2::Session,
+    target: &Target,
+    error: &ssh2::Error,
+    tried: &[String],
+) -> Result<Option<&'static str>, Fault> {
+    match error.code() {
+        ErrorCode::Session(AUTHENTICATION_FAILED) => Ok(Some("refused")),
+        ErrorCode::Session(code) if CONNECTION_ERRORS.contains(&code) => Err(fault(target, error, tried)),
+        // Only asking something else tells whether there is anybody left.
+        ErrorCode::Session(PUBLICKEY_UNVERIFIED) => match ssh.auth_methods(&target.user) {
+            Ok(_) => Ok(Some("not proved")),
+            Err(_) => Err(fault(target, error, tried)),
+        },
+        _ => Ok(None),
+    }
 }
 
 /// The public key beside a private one.
@@ -120,10 +136,9 @@ fn public_key(file: &Path) -> Option<Vec<u8>> {
 }
 
 /// A connection that ends behind refused keys ends because of them.
-fn fault(error: &ssh2::Error, tried: &[String]) -> Fault {
-    let why = error.message();
+fn fault(target: &Target, error: &ssh2::Error, tried: &[String]) -> Fault {
     match tried.iter().any(|tried| tried.ends_with("(refused)")) {
-        true => Fault::Refused(format!("the server ended the login ({why}) behind {}", tried.join(", "))),
-        false => Fault::Broken(format!("the login failed: {why}")),
+        true => Fault::Refused(format!("the server ended the login of {} after {}", target.user, tried.join(", "))),
+        false => Fault::Broken(format!("the login of {} failed: {}", target.user, error.message())),
     }
 }

@@ -192,10 +192,14 @@ impl Pool {
             match done {
                 // Who does not wait any more does not need the reason either.
                 Err(fault) => drop(sender.send(Err(fault))),
-                Ok((session, Done { value, open })) => {
+                Ok((session, Done { value, open: None })) => {
+                    // Free before the answer, so that whoever asks next finds it.
+                    lock(&idle).push(session);
+                    drop(sender.send(Ok(value)));
+                }
+                Ok((session, Done { value, open: Some(mut file) })) => {
                     let is_wanted = sender.send(Ok(value)).is_ok();
-                    let is_closed = open.is_none_or(|mut file| file.close().is_ok());
-                    if is_wanted && is_closed {
+                    if file.close().is_ok() && is_wanted {
                         lock(&idle).push(session);
                     }
                 }
@@ -204,7 +208,7 @@ impl Pool {
         });
         match receiver.await {
             Ok(result) => {
-                // What failed is cut by its own end; what did not is used again.
+                // A session that failed has been dropped, which cuts it; one that did not is used again.
                 cut.0 = None;
                 result
             }

@@ -32,6 +32,9 @@ const MAX_READ_BYTES: usize = 512 << 10;
 /// The most that is allocated before any of it has come.
 const MAX_FIRST_ALLOCATION: u64 = 4 << 20;
 
+/// How much later than the one who waits libssh2 gives up a call.
+const GRACE: Duration = Duration::from_secs(1);
+
 /// A connection in use or kept is asked whether it lives after this long without a word, so often, and so many times.
 const KEEPALIVE_IDLE_SECONDS: u32 = 30;
 const KEEPALIVE_INTERVAL_SECONDS: u32 = 10;
@@ -243,8 +246,9 @@ impl Session {
     pub fn start(target: &Target, socket: TcpStream) -> Result<Self, Fault> {
         let broken = |error: io::Error| Fault::Broken(error.to_string());
         let mut ssh = ssh2::Session::new()?;
-        // Zero would be no limit at all.
-        ssh.set_timeout(u32::try_from(target.timeout.as_millis()).unwrap_or(u32::MAX).max(1));
+        // The one who waits gives up first, and says so; this ends what goes on behind an answer.
+        let limit = target.timeout.saturating_add(GRACE);
+        ssh.set_timeout(u32::try_from(limit.as_millis()).unwrap_or(u32::MAX));
         let known_hosts = known_hosts::read(target)?;
         known_hosts.prefer_known(&ssh, target)?;
         ssh.set_tcp_stream(socket.try_clone().map_err(broken)?);
