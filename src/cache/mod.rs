@@ -8,6 +8,7 @@
 //! Invariants: bytes leave only as a [`Chunk`], so verified; every fetch ends by its deadline; a fetch goes on when its asker goes
 //! away, so that the work is not lost; what is in memory and in flight stays within the memory budget.
 
+pub mod disk;
 mod fetch;
 mod inflight;
 pub mod memory;
