@@ -41,6 +41,18 @@ pub struct Report {
     pub n_kept: Counter,
     /// Chunks that such a store did not take.
     pub n_keep_errors: Counter,
+    /// Chunks found in the disk tier.
+    pub n_disk_hits: Counter,
+    /// Chunks looked for in the disk tier and not found there.
+    pub n_disk_misses: Counter,
+    /// Chunks written to the disk tier.
+    pub n_disk_kept: Counter,
+    /// Files of the disk tier whose bytes were not what they should be; each was taken away.
+    pub n_disk_bad: Counter,
+    /// Files removed from the disk tier to make room.
+    pub n_disk_evicted: Counter,
+    /// Operations of the disk tier that the file system refused.
+    pub n_disk_errors: Counter,
     /// Reads answered with the right bytes, in bytes.
     pub read_bytes: Counter,
     /// Requests answered with EIO, by numbered site (see `volume::EioSite`).

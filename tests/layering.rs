@@ -41,8 +41,10 @@ const BELOW_CLI: &[&str] = &[
     "digest", "config", "report", "sys",
 ];
 
-/// Words that stand in one room only.
-const CONFINED: &[(&str, &str)] = &[("fuser", "fuse"), ("clap", "cli"), ("unsafe", "sys")];
+/// Words that stand in some rooms only, the first of which is theirs. `unseal` makes verified chunks without hashing: the disk tier,
+/// which is in the cache, asks whose file it is before.
+const CONFINED: &[(&str, &[&str])] =
+    &[("fuser", &["fuse"]), ("clap", &["cli"]), ("unsafe", &["sys"]), ("unseal", &["cache", "chunk"])];
 
 #[test]
 fn every_room_names_only_the_rooms_below_it() {
@@ -76,6 +78,7 @@ fn a_violation_is_caught_however_it_is_written() {
         ("mount/mod.rs", "fn f(_: fuser::Session) {}"),
         ("config.rs", "#[derive(clap::Args)] struct A;"),
         ("fuse/mod.rs", "unsafe { f() }"),
+        ("blob/mod.rs", "use crate::chunk::seal::unseal;"),
         ("new_room/mod.rs", ""),
         ("main.rs", "fn main() { caifs::mount::run() }"),
         ("chunk/codec.rs", "fn f<'a>(x: &'a str) -> char { '\"' } use crate::store::Store; const Q: char = '\"';"),
@@ -91,6 +94,7 @@ fn what_is_allowed_passes() {
         ("cli/mount.rs", "use clap::Parser; use crate::{mount, report::Report};"),
         ("fuse/adapter.rs", "use fuser::Filesystem; use crate::volume::Volume;"),
         ("sys.rs", "fn f() { unsafe { g() } }"),
+        ("cache/disk.rs", "use crate::chunk::seal::unseal;"),
         ("lib.rs", "#[allow(unsafe_code)] pub mod sys; pub mod cli;"),
         ("chunk/codec.rs", "// use crate::store\n/* crate::cache /* crate::tree */ */ //! crate::fuse"),
         ("chunk/codec.rs", r##"const A: &str = "crate::store"; const B: &str = r#"crate::"store"#; "##),
@@ -127,9 +131,9 @@ fn check(path: &Path, text: &str) -> Vec<String> {
     let room = module[0].as_str();
     let tokens = tokens(text);
     let mut violations = Vec::new();
-    for (word, home) in CONFINED {
-        if room != *home && tokens.iter().any(|token| token == word) {
-            violations.push(format!("src/{shown}: names `{word}`, which stands only in {home}"));
+    for (word, homes) in CONFINED {
+        if !homes.contains(&room) && tokens.iter().any(|token| token == word) {
+            violations.push(format!("src/{shown}: names `{word}`, which stands only in {}", homes[0]));
         }
     }
     if room == "lib" {

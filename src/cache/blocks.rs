@@ -17,15 +17,15 @@ use lru::LruCache;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::disk::{BlockMap, DiskTier};
+use super::disk::DiskTier;
+use super::disk::blocks::BlockMap;
 use super::fetch::PAUSES;
 use super::inflight::{Inflight, Leader, Role};
 use super::{CacheConfig, GetError, MAX_REQUESTS, Want};
 use crate::chunk::Chunk;
-use crate::chunk::codec::Form;
 use crate::digest::Digest;
 use crate::report::Report;
-use crate::store::{FileInfo, FileStore, StoreError, Stored};
+use crate::store::{FileInfo, FileStore, StoreError};
 
 /// Bytes of a block. Smaller ones would make more requests, larger ones fetch more than is read: a listing reads a few hundred bytes at a
 /// place.
@@ -328,8 +328,8 @@ impl Shared {
     fn keep(&self, blocks: Vec<(u64, Bytes)>) {
         let Some(kept) = &self.kept else { return };
         for (number, block) in blocks {
-            let chunk = Chunk::of(BLOCK_DIGEST, block.clone());
-            kept.disk.keep(&chunk, &Stored { form: Form::Plain, bytes: block });
+            let chunk = Chunk::of(BLOCK_DIGEST, block);
+            kept.disk.keep(&chunk);
             kept.ids.set(number, chunk.id());
         }
     }

@@ -4,7 +4,8 @@
 //! * [`encode`] writes zstd with the content size in the frame, which casync and desync both read.
 //!
 //! All three compressions have the same file name, so the first bytes tell which it is (formats.md 3.1). A stored chunk is
-//! exactly one stream: trailing bytes, a second stream and empty input are errors. zstd contexts are kept by thread.
+//! exactly one stream: trailing bytes, a second stream and empty input are errors. The one thing that may follow a zstd frame is
+//! its seal ([`super::seal`]), so that a disk cache can be used as a store. zstd contexts are kept by thread.
 //!
 //! Invariant: whatever the input, what is allocated is bounded by the expected size or the limit, and by 128 MiB.
 
@@ -14,7 +15,7 @@ use std::io::Read;
 use bytes::Bytes;
 use zstd::zstd_safe;
 
-use super::MAX_CHUNK_BYTES;
+use super::{MAX_CHUNK_BYTES, seal};
 
 /// zstd's level when none is given: that of casync.
 pub const DEFAULT_LEVEL: i32 = 3;
@@ -103,6 +104,8 @@ impl std::fmt::Display for FoundBytes {
 thread_local! {
     static DECODER: RefCell<zstd_safe::DCtx<'static>> = RefCell::new(zstd_safe::DCtx::create());
     static ENCODER: RefCell<zstd_safe::CCtx<'static>> = RefCell::new(zstd_safe::CCtx::create());
+    /// Keeps its settings from call to call, which `ENCODER` is given with every call.
+    static CHECKED_ENCODER: RefCell<zstd_safe::CCtx<'static>> = RefCell::new(zstd_safe::CCtx::create());
 }
 
 /// The plain bytes of a stored chunk that must be `expected_bytes` long. Plain bytes are handed on, not copied.
@@ -120,11 +123,11 @@ pub fn decode(form: Form, stored: &Bytes, expected_bytes: u64) -> Result<Bytes, 
     }
     let plain = match Compression::of(stored)? {
         Compression::Zstd => {
-            let said = zstd_frame(stored)?;
+            let (frame, said) = zstd_frame(stored)?;
             if said.is_some_and(|said| said != expected_bytes) {
                 return wrong_size(FoundBytes::Exactly(said.unwrap_or_default()));
             }
-            zstd_into(stored, expected_bytes)?
+            zstd_into(frame, expected_bytes)?
         }
         Compression::Xz => xz(stored, expected_bytes, expected_bytes)?,
         Compression::Gzip => gzip(stored, expected_bytes, expected_bytes)?,
@@ -160,13 +163,40 @@ pub fn decode_unknown_size(form: Form, stored: &Bytes, limit: u64) -> Result<Byt
 
 /// One zstd frame of the plain bytes, with its content size in the header. Levels out of zstd's range are brought into it.
 pub fn encode(plain: &[u8], level: i32) -> Vec<u8> {
-    let levels = zstd::compression_level_range();
-    let level = level.clamp(*levels.start(), *levels.end());
     let mut stored = Vec::with_capacity(zstd_safe::compress_bound(plain.len()));
-    let done = ENCODER.with_borrow_mut(|encoder| encoder.compress(&mut stored, plain, level));
+    let done = ENCODER.with_borrow_mut(|encoder| encoder.compress(&mut stored, plain, in_range(level)));
     // The buffer has the size that zstd asks for, so only a lack of memory could be left, and that ends the program anyway.
     done.expect("zstd compresses into a buffer of the size it asked for");
     stored
+}
+
+/// [`encode`] with a checksum of the content at the frame's end (the low half of its XXH64).
+pub(crate) fn encode_checked(plain: &[u8], level: i32) -> Vec<u8> {
+    use zstd_safe::CParameter::{ChecksumFlag, CompressionLevel};
+    let mut stored = Vec::with_capacity(zstd_safe::compress_bound(plain.len()));
+    let done = CHECKED_ENCODER.with_borrow_mut(|encoder| {
+        encoder.set_parameter(CompressionLevel(in_range(level)))?;
+        encoder.set_parameter(ChecksumFlag(true))?;
+        encoder.compress2(&mut stored, plain)
+    });
+    done.expect("zstd compresses into a buffer of the size it asked for, on settings in range");
+    stored
+}
+
+/// The content of exactly one undamaged zstd frame that says how long it is, if that is at most `max_bytes`.
+pub(super) fn decode_checked(frame: &[u8], max_bytes: u64) -> Option<Vec<u8>> {
+    let frame_bytes = zstd_safe::find_frame_compressed_size(frame).ok()?;
+    let n_bytes = zstd_safe::get_frame_content_size(frame).ok()??;
+    if frame_bytes != frame.len() || n_bytes > max_bytes.min(MAX_CHUNK_BYTES) {
+        return None;
+    }
+    let plain = zstd_into(frame, n_bytes).ok()??;
+    (plain.len() as u64 == n_bytes).then_some(plain)
+}
+
+fn in_range(level: i32) -> i32 {
+    let levels = zstd::compression_level_range();
+    level.clamp(*levels.start(), *levels.end())
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -202,15 +232,16 @@ fn damaged_zstd(code: zstd_safe::ErrorCode) -> CodecError {
     CodecError::Damaged { compression: "zstd", reason: zstd_safe::get_error_name(code).to_owned() }
 }
 
-/// Checks that there is exactly one frame, and gives the content size it says, if it says one.
-fn zstd_frame(stored: &[u8]) -> Result<Option<u64>, CodecError> {
+/// The one frame there must be, alone or with its seal, and the content size it says, if it says one.
+fn zstd_frame(stored: &[u8]) -> Result<(&[u8], Option<u64>), CodecError> {
     let frame_bytes = zstd_safe::find_frame_compressed_size(stored).map_err(damaged_zstd)?;
-    if frame_bytes != stored.len() {
-        let n_bytes = (stored.len() - frame_bytes) as u64;
-        return Err(CodecError::Trailing { compression: "zstd", n_bytes });
+    let (frame, rest) = stored.split_at(frame_bytes);
+    if !rest.is_empty() && !seal::is_seal_of(frame, rest) {
+        return Err(CodecError::Trailing { compression: "zstd", n_bytes: rest.len() as u64 });
     }
-    zstd_safe::get_frame_content_size(stored)
-        .map_err(|_| CodecError::Damaged { compression: "zstd", reason: "unreadable frame header".to_owned() })
+    let said = zstd_safe::get_frame_content_size(frame)
+        .map_err(|_| CodecError::Damaged { compression: "zstd", reason: "unreadable frame header".to_owned() })?;
+    Ok((frame, said))
 }
 
 /// Decodes one frame into a buffer of exactly `buffer_bytes`; `None` when that is too small.
@@ -229,15 +260,16 @@ fn is_too_small(code: zstd_safe::ErrorCode) -> bool {
 
 /// Decodes one frame of at most `limit` bytes. casync's frames do not say their size: the buffer grows until it fits.
 fn zstd_up_to(stored: &[u8], limit: u64) -> Result<Option<Vec<u8>>, CodecError> {
-    if let Some(said) = zstd_frame(stored)? {
+    let (frame, said) = zstd_frame(stored)?;
+    if let Some(said) = said {
         return match said <= limit {
-            true => zstd_into(stored, said),
+            true => zstd_into(frame, said),
             false => Ok(None),
         };
     }
     let mut buffer_bytes = FIRST_GUESS_BYTES.min(limit);
     loop {
-        let plain = zstd_into(stored, buffer_bytes)?;
+        let plain = zstd_into(frame, buffer_bytes)?;
         if plain.is_some() || buffer_bytes == limit {
             return Ok(plain);
         }

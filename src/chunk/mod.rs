@@ -3,13 +3,17 @@
 //! * [`chunker`] finds the cuts in a stream (buzhash), [`sizes`] reads chunk sizes as they are typed.
 //! * [`codec`] turns stored forms (zstd, xz, gzip, plain) into plain bytes and plain bytes into zstd.
 //! * [`cipher`] encrypts stored forms.
+//! * [`seal`] lets the disk cache trust what it wrote itself without hashing it again; `checksum` is what it does so by.
 //! * [`Chunk`] is plain bytes that have proved to be what their id says.
 //!
-//! Invariant: a [`Chunk`] is made only by hashing its bytes, so whoever holds one holds verified content.
+//! Invariant: a [`Chunk`] is made only by hashing its bytes, or from a form that was sealed when they were hashed and is undamaged since.
+//! So whoever holds one holds verified content.
 
+pub(crate) mod checksum;
 pub mod chunker;
 pub mod cipher;
 pub mod codec;
+pub mod seal;
 pub mod sizes;
 
 pub use crate::format::index::MAX_CHUNK_BYTES;
@@ -60,6 +64,11 @@ impl Chunk {
                 false => Err(Mismatch { wanted, found }),
             })
             .collect()
+    }
+
+    /// The chunk in a form whose seal was found right. Only [`seal::unseal`] may call this, which only the disk tier may.
+    fn sealed(id: ChunkId, plain: Bytes) -> Self {
+        Self { id, plain }
     }
 
     /// The digest of the bytes.
