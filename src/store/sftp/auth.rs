@@ -42,10 +42,10 @@ pub fn log_in(ssh: &ssh2::Session, target: &Target) -> Result<(), Fault> {
     }
     let mut tried = Vec::new();
     let identities = identity_files(target);
-    if let Some(socket) = &target.agent_socket {
-        if by_agent(ssh, target, socket, &identities, &mut tried)? {
-            return Ok(());
-        }
+    if let Some(socket) = &target.agent_socket
+        && by_agent(ssh, target, socket, &identities, &mut tried)?
+    {
+        return Ok(());
     }
     for file in &identities {
         match ssh.userauth_pubkey_file(&target.user, None, file, None) {

@@ -23,10 +23,11 @@ pub const DEFAULT_PORT: u16 = 22;
 const MAX_CONNECT_TIME: Duration = Duration::from_secs(10);
 
 /// The first read of a file whose size is not known. libssh2 asks four times as much ahead, in pieces of 30,000 bytes: a usual
-/// chunk then comes in one round trip, and a small one does not cost dozens of requests behind its end.
-const FIRST_READ_BYTES: usize = 32 << 10;
+/// chunk then comes in one round trip. Measured over 20 ms, 200 kB took 70 ms, and 110 ms with half of this; more only
+/// adds requests behind the end of small chunks.
+const FIRST_READ_BYTES: usize = 64 << 10;
 
-/// The largest read: four times this is on its way at once.
+/// The largest read: four times this is on its way at once. Measured over 20 ms, 64 MB took 0.9 s, and 10 s by reads of 32 KiB.
 const MAX_READ_BYTES: usize = 512 << 10;
 
 /// The most that is allocated before any of it has come.
