@@ -1,5 +1,8 @@
 //! What every store must do, and what is special about each.
 
+mod http;
+mod oci;
+
 use std::os::unix::fs::PermissionsExt;
 
 use bytes::Bytes;
@@ -12,7 +15,7 @@ use crate::support::peers::peer;
 use crate::support::run::run;
 
 /// A chunk in a form, with its id.
-fn chunk(form: Form, plain: &[u8]) -> (ChunkId, Stored) {
+pub fn chunk(form: Form, plain: &[u8]) -> (ChunkId, Stored) {
     let bytes = match form {
         Form::Compressed => codec::encode(plain, codec::DEFAULT_LEVEL),
         Form::Plain => plain.to_vec(),

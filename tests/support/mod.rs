@@ -2,7 +2,8 @@
 //!
 //! * [`run`]: running a program with captured output and a time limit; the `caifs` command itself.
 //! * [`peers`]: the other programs that tests compare with, and what happens when one is missing.
-//! * [`server`]: servers on loopback, ended by their pid.
+//! * [`server`]: servers on loopback, ended by their pid; [`servers_nginx`] is nginx, [`scripted`] a web server that answers by script.
+//! * [`certificates`]: a CA and what it signed.
 //! * [`scratch`]: directories that vanish, whatever was put into them.
 //! * [`mounted`]: mounts that are undone and servers that are ended, also when a test panics.
 //! * [`corner`]: a directory tree with everything that is hard to keep: ACLs, capabilities, devices, odd names.
@@ -14,13 +15,16 @@
 #![allow(unused_imports, reason = "the benchmark is built as a test, but without a test runner and so without tests")]
 
 pub mod blob;
+pub mod certificates;
 pub mod corner;
 pub mod listing;
 pub mod mounted;
 pub mod peers;
 pub mod run;
 pub mod scratch;
+pub mod scripted;
 pub mod server;
+pub mod servers_nginx;
 
 /// Whether this process may do what only root may (devices, capabilities, other owners).
 pub fn is_root() -> bool {

@@ -79,7 +79,7 @@ fn is_executable(path: &Path) -> bool {
 
 fn how_to_get(name: &str) -> String {
     let package = match name {
-        "desync" => return "run tests/peers/build".to_owned(),
+        "desync" | "rclone" | "fake-gcs-server" => return "run tests/peers/build".to_owned(),
         "squashfuse_ll" => "squashfuse",
         "mksquashfs" => "squashfs-tools",
         "mkfs.ext4" | "e2fsck" | "chattr" | "lsattr" | "debugfs" => "e2fsprogs",
@@ -87,6 +87,9 @@ fn how_to_get(name: &str) -> String {
         "getfattr" | "setfattr" => "attr",
         "getfacl" | "setfacl" => "acl",
         "setcap" | "getcap" => "libcap2-bin",
+        "htpasswd" => "apache2-utils",
+        "sshd" | "sftp-server" => "openssh-server",
+        "ssh" | "ssh-keygen" | "ssh-agent" | "ssh-add" | "sftp" => "openssh-client",
         other => other,
     };
     format!("apt-get install {package}")

@@ -67,7 +67,11 @@ pub fn client(options: &StoreOptions, store_name: &str) -> Result<Client, StoreE
             .map(|path| path.display().to_string())
             .collect();
         let object = if files.is_empty() { store_name.to_owned() } else { files.join(", ") };
-        StoreError::new(store_name, object, format!("no TLS client can be made: {}", super::exchange::root_cause(&first)))
+        StoreError::new(
+            store_name,
+            object,
+            format!("no TLS client can be made: {}", super::exchange::root_cause(&first)),
+        )
     })
 }
 
@@ -163,7 +167,10 @@ mod tests {
                 HttpOptions { client_cert: cert.clone(), client_key: rubbish.clone(), ..base() },
                 "rubbish.pem: holds no private key",
             ),
-            (HttpOptions { client_cert: rubbish, client_key: key.clone(), ..base() }, "rubbish.pem: holds no certificate"),
+            (
+                HttpOptions { client_cert: rubbish, client_key: key.clone(), ..base() },
+                "rubbish.pem: holds no certificate",
+            ),
             (HttpOptions { client_cert: cert.clone(), client_key: none, ..base() }, "none.pem: No such file"),
         ] {
             let text = refusal(options);

@@ -101,7 +101,9 @@ impl HttpStore {
         match (known, size) {
             (Some(known), _) => Ok(Some(known)),
             (None, Some(size)) => Ok(Some(info(headers, size, false))),
-            (None, None) => Err(self.exchange.permanent(&object.shown, "the server does not tell how long the file is")),
+            (None, None) => {
+                Err(self.exchange.permanent(&object.shown, "the server does not tell how long the file is"))
+            }
         }
     }
 

@@ -313,10 +313,7 @@ mod tests {
                 vec![bearer("https://t/token", Some("r"), Some("repository:a/b:pull,push"))],
             ),
             (r#"bearer  realm = "a\"b" , service=r"#, vec![bearer("a\"b", Some("r"), None)]),
-            (
-                r#"Negotiate, Basic realm="a, b", Bearer realm="c""#,
-                vec![Challenge::Basic, bearer("c", None, None)],
-            ),
+            (r#"Negotiate, Basic realm="a, b", Bearer realm="c""#, vec![Challenge::Basic, bearer("c", None, None)]),
             ("Bearer", vec![]),
             (r#"Bearer realm="unclosed"#, vec![bearer("unclosed", None, None)]),
             ("", vec![]),

@@ -294,6 +294,9 @@ mod tests {
         let error = config(r#"{"credHelpers": {"x": "no-such-one"}, "credsStore": "no-such-two"}"#).unwrap_err();
         assert!(error.contains("docker-credential-no-such-two"), "{error}");
         assert!(config(r#"{"credsStore": "../x"}"#).unwrap_err().contains("'/'"));
-        assert_eq!(config(r#"{"credsStore": "", "auths": {"h": {"auth": "dTpwOnE="}}}"#), Ok(Some(password("u", "p:q"))));
+        assert_eq!(
+            config(r#"{"credsStore": "", "auths": {"h": {"auth": "dTpwOnE="}}}"#),
+            Ok(Some(password("u", "p:q")))
+        );
     }
 }
