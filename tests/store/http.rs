@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use caifs::chunk::cipher::{Algorithm, Cipher, Key};
-use caifs::chunk::codec::Form;
+use caifs::chunk::codec::{self, Form};
+use caifs::format::index::Index;
 use caifs::store::files::{FileStore, ReadWhole};
 use caifs::store::http::HttpStore;
 use caifs::store::layout::Layout;
@@ -18,8 +19,10 @@ use caifs::store::{Put, Secret, Store, StoreError, StoreOptions, WriteStore};
 use url::Url;
 
 use super::{chunk, store_contract};
+use crate::support::blob::noise;
 use crate::support::certificates::Certificates;
 use crate::support::peers::peer;
+use crate::support::run::run;
 use crate::support::scratch::Scratch;
 use crate::support::scripted::{Answer, Scripted, answer};
 use crate::support::servers_nginx::{Nginx, Site};
@@ -119,6 +122,36 @@ async fn a_certificate_for_another_host_is_refused() {
     let (id, _) = chunk(Form::Compressed, b"x");
     let error = reason(store(&nginx.url(), &options).fetch(id).await, "TLS: invalid peer certificate");
     assert!(!error.is_transient, "{error}");
+}
+
+#[tokio::test]
+async fn a_certificate_that_signed_itself_is_trusted_when_it_is_no_ca() {
+    let Some(openssl) = peer("openssl") else { return };
+    let scratch = Scratch::new();
+    let (id, _) = chunk(Form::Compressed, b"x");
+    for (name, ca, wanted) in [("leaf", "FALSE", Ok(None)), ("ca", "TRUE", Err("it needs one with CA:FALSE"))] {
+        let dir = scratch.dir(&format!("{name}-certificates"));
+        let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
+        let mut command = openssl.command();
+        command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]);
+        command.args(["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1", "-addext"]);
+        command.arg(format!("basicConstraints=critical,CA:{ca}")).arg("-keyout").arg(&key).arg("-out").arg(&cert);
+        run(&mut command).ok();
+        let made = Certificates {
+            ca: cert.clone(),
+            server_cert: cert.clone(),
+            server_key: key.clone(),
+            client_cert: cert.clone(),
+            client_key: key,
+        };
+        let Some(nginx) = nginx(&scratch, name, Site { tls: Some(&made), ..Site::default() }) else { return };
+        let options = with_http(HttpOptions { ca_cert: Some(cert), ..HttpOptions::default() });
+        let found = store(&nginx.url(), &options).fetch(id).await;
+        match wanted {
+            Ok(found_there) => assert_eq!(found, Ok(found_there)),
+            Err(what) => drop(reason(found, what)),
+        }
+    }
 }
 
 #[tokio::test]
@@ -375,6 +408,33 @@ async fn files_are_read_whole_by_ranges_and_by_version() {
 fn touch(path: &Path) {
     let file = std::fs::File::options().write(true).open(path).unwrap();
     file.set_modified(std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000)).unwrap();
+}
+
+#[tokio::test]
+async fn desync_and_we_read_what_the_other_put_on_a_web_server() {
+    let Some(desync) = peer("desync") else { return };
+    let scratch = Scratch::new();
+    let Some(nginx) = nginx(&scratch, "nginx", Site::default()) else { return };
+    let (url, blob) = (nginx.url(), noise(1 << 20));
+    let input = scratch.file("blob", &blob);
+    let index = scratch.join("blob.caibx");
+    // desync sends its requests below the URL it is given, and nginx makes the directories.
+    let theirs = format!("{url}theirs/");
+    run(desync.command().args(["make", "-s", &theirs]).arg(&index).arg(&input)).ok();
+    let (from, to) = (store(&theirs, &retrying(0)), store(&format!("{url}ours/"), &retrying(0)));
+    let parsed = Index::open(std::fs::read(&index).unwrap()).unwrap();
+    let mut read = Vec::new();
+    for item in parsed.items() {
+        let item = item.unwrap();
+        let id = item.id;
+        let stored = from.fetch(id).await.unwrap().unwrap();
+        read.extend(codec::decode(stored.form, &stored.bytes, item.size_bytes()).unwrap());
+        to.put(id, stored).await.unwrap();
+    }
+    assert!(read == blob);
+    let ours = format!("{url}ours/");
+    let catted = run(desync.command().args(["cat", "-s", &ours]).arg(&index)).ok();
+    assert!(catted.stdout == blob);
 }
 
 #[tokio::test]

@@ -142,9 +142,10 @@ impl Exchange {
             return self.permanent(object, cause);
         }
         if let Some(tls) = find::<rustls::Error>(error) {
-            let hint = match tls {
-                rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer) => {
-                    " (give its issuer's certificate as ca-cert)"
+            let hint = match tls.to_string() {
+                text if text.contains("UnknownIssuer") => " (give its issuer's certificate as ca-cert)",
+                text if text.contains("CaUsedAsEndEntity") => {
+                    " (the server uses a CA's certificate as its own; it needs one with CA:FALSE)"
                 }
                 _ => "",
             };
