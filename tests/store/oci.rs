@@ -22,15 +22,15 @@ use crate::support::scratch::Scratch;
 use crate::support::scripted::{Scripted, answer};
 use crate::support::server::{Server, free_port};
 
-/// docker-registry with its files in `dir`, or nothing where it is not installed. `auth` is a part of its configuration.
+/// docker-registry that keeps all in memory (it flushes every file otherwise), or nothing where it is not installed. `auth` is a part
+/// of its configuration, which lies in `dir`.
 fn registry(dir: &Path, auth: &str) -> Option<Server> {
     let peer = peer("docker-registry")?;
     let port = free_port();
     let config = format!(
         "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
-         storage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
-         http: {{addr: \"127.0.0.1:{port}\", secret: of-a-test}}\n{auth}\n",
-        dir.join("data").display()
+         storage: {{inmemory: {{}}, delete: {{enabled: true}}}}\n\
+         http: {{addr: \"127.0.0.1:{port}\", secret: of-a-test}}\n{auth}\n"
     );
     let file = dir.join("registry.yml");
     std::fs::write(&file, config).unwrap();
