@@ -1,6 +1,8 @@
 //! What every store must do, and what is special about each.
 
+mod http;
 mod object;
+mod oci;
 mod sftp;
 
 use std::os::unix::fs::PermissionsExt;

@@ -112,7 +112,10 @@ impl HttpStore {
         let response = self.send(self.request(Method::GET, object), object).await?;
         match response.status() {
             StatusCode::OK => {}
-            status if is_missing(status) => return Ok(None),
+            status if is_missing(status) => {
+                self.exchange.discard(response, &object.shown).await;
+                return Ok(None);
+            }
             _ => return Err(self.refusal(response, object).await),
         }
         let bytes = self.exchange.body(response, &object.shown, MAX_OBJECT_BYTES, "any chunk can").await?;
@@ -135,7 +138,10 @@ impl HttpStore {
         retry(self.exchange.retry, |_| async {
             let response = self.send(self.request(Method::PUT, object).body(content.clone()), object).await?;
             match response.status() {
-                StatusCode::OK | StatusCode::CREATED | StatusCode::NO_CONTENT => Ok(()),
+                StatusCode::OK | StatusCode::CREATED | StatusCode::NO_CONTENT => {
+                    self.exchange.discard(response, &object.shown).await;
+                    Ok(())
+                }
                 _ => Err(self.refusal(response, object).await),
             }
         })

@@ -117,13 +117,14 @@ impl OciStore {
             if !self.auth.renew(&self.exchange, response.headers(), shown).await? {
                 return Ok(response);
             }
+            self.exchange.discard(response, &object.shown).await;
         }
     }
 
     /// What is right in an error is the status and what the registry says to it.
     async fn refusal(&self, response: Response, object: &Object) -> Failure {
         let is_unauthorized = response.status() == StatusCode::UNAUTHORIZED;
-        let mut failure = self.exchange.refusal(response, &object.shown).await;
+        let mut failure = self.exchange.refusal_in(response, &object.shown, manifest::error_words).await;
         if is_unauthorized {
             failure.error.reason.push_str(&format!(" ({})", self.auth.advice()));
         }
@@ -138,7 +139,10 @@ impl OciStore {
             let response = self.send(make, &object).await?;
             match response.status() {
                 StatusCode::OK => {}
-                status if is_missing(status) => return Ok(None),
+                status if is_missing(status) => {
+                    self.exchange.discard(response, &object.shown).await;
+                    return Ok(None);
+                }
                 _ => return Err(self.refusal(response, &object).await),
             }
             let limit = "the manifest of a chunk should have";
@@ -161,7 +165,10 @@ impl OciStore {
         let response = self.send(|| self.request(Method::GET, &object.url), object).await?;
         match response.status() {
             StatusCode::OK => {}
-            status if is_missing(status) => return Ok(None),
+            status if is_missing(status) => {
+                self.exchange.discard(response, &object.shown).await;
+                return Ok(None);
+            }
             _ => return Err(self.refusal(response, object).await),
         }
         let bytes = self.exchange.body(response, &object.shown, descriptor.size, "its manifest says").await?;
@@ -176,71 +183,67 @@ impl OciStore {
     }
 
     /// Puts a blob into the repository, under the digest of its bytes.
-    async fn put_blob(&self, content: Bytes, content_digest: &str) -> Result<(), StoreError> {
+    async fn put_blob(&self, content: Bytes, content_digest: &str) -> Result<(), Failure> {
         let uploads = self.object("blobs/uploads", "");
-        // An upload that failed is begun anew: the registry may have forgotten it.
-        retry(self.exchange.retry, |_| async {
-            let response = self.send(|| self.request(Method::POST, &uploads.url), &uploads).await?;
-            if response.status() != StatusCode::ACCEPTED {
-                return Err(self.refusal(response, &uploads).await);
-            }
-            let place = text(response.headers(), LOCATION).and_then(|place| uploads.url.join(place).ok());
-            let Some(mut place) = place else {
-                return Err(self.exchange.permanent(&uploads.shown, "the registry does not say where to upload to"));
+        let response = self.send(|| self.request(Method::POST, &uploads.url), &uploads).await?;
+        if response.status() != StatusCode::ACCEPTED {
+            return Err(self.refusal(response, &uploads).await);
+        }
+        let place = text(response.headers(), LOCATION).and_then(|place| uploads.url.join(place).ok());
+        let Some(mut place) = place else {
+            return Err(self.exchange.permanent(&uploads.shown, "the registry does not say where to upload to"));
+        };
+        place.query_pairs_mut().append_pair("digest", content_digest);
+        let is_registry = place.origin() == self.registry.origin();
+        let make = || {
+            // Only the registry itself is told who asks.
+            let request = match is_registry {
+                true => self.request(Method::PUT, &place),
+                false => self.exchange.client.request(Method::PUT, place.clone()),
             };
-            place.query_pairs_mut().append_pair("digest", content_digest);
-            let is_registry = place.origin() == self.registry.origin();
-            let make = || {
-                // Only the registry itself is told who asks.
-                let request = match is_registry {
-                    true => self.request(Method::PUT, &place),
-                    false => self.exchange.client.request(Method::PUT, place.clone()),
-                };
-                request.header(CONTENT_TYPE, manifest::BLOB_TYPE).body(content.clone())
-            };
-            let response = match is_registry {
-                true => self.send(make, &uploads).await?,
-                false => self.exchange.send(make(), &uploads.shown).await?,
-            };
-            match response.status() {
-                StatusCode::CREATED => Ok(()),
-                _ => Err(self.refusal(response, &uploads).await),
-            }
-        })
-        .await
+            request.header(CONTENT_TYPE, manifest::BLOB_TYPE).body(content.clone())
+        };
+        let response = match is_registry {
+            true => self.send(make, &uploads).await?,
+            false => self.exchange.send(make(), &uploads.shown).await?,
+        };
+        match response.status() {
+            StatusCode::CREATED => Ok(()),
+            _ => Err(self.refusal(response, &uploads).await),
+        }
     }
 
     /// Puts the configuration that all chunks share into the repository, unless it is there.
     async fn put_config(&self) -> Result<(), StoreError> {
         let object = self.blob(manifest::EMPTY_CONFIG_DIGEST);
-        let is_there = retry(self.exchange.retry, |_| async {
+        retry(self.exchange.retry, |_| async {
             let response = self.send(|| self.request(Method::HEAD, &object.url), &object).await?;
             match response.status() {
-                StatusCode::OK => Ok(true),
-                status if is_missing(status) => Ok(false),
+                StatusCode::OK => Ok(()),
+                status if is_missing(status) => {
+                    self.put_blob(Bytes::from_static(manifest::EMPTY_CONFIG), manifest::EMPTY_CONFIG_DIGEST).await
+                }
                 _ => Err(self.refusal(response, &object).await),
             }
         })
-        .await?;
-        match is_there {
-            true => Ok(()),
-            false => self.put_blob(Bytes::from_static(manifest::EMPTY_CONFIG), manifest::EMPTY_CONFIG_DIGEST).await,
-        }
+        .await
     }
 
-    async fn put_manifest(&self, object: &Object, content: Bytes) -> Result<(), StoreError> {
-        retry(self.exchange.retry, |_| async {
-            let make = || {
-                let request = self.request(Method::PUT, &object.url);
-                request.header(CONTENT_TYPE, manifest::MANIFEST_TYPE).body(content.clone())
-            };
-            let response = self.send(make, object).await?;
-            match response.status() {
-                StatusCode::CREATED | StatusCode::OK => Ok(()),
-                _ => Err(self.refusal(response, object).await),
+    async fn put_manifest(&self, object: &Object, content: Bytes) -> Result<(), Failure> {
+        let make = || {
+            let request = self.request(Method::PUT, &object.url);
+            request.header(CONTENT_TYPE, manifest::MANIFEST_TYPE).body(content.clone())
+        };
+        let response = self.send(make, object).await?;
+        match response.status() {
+            StatusCode::CREATED | StatusCode::OK => Ok(()),
+            _ => {
+                let mut failure = self.refusal(response, object).await;
+                // While another writes the same blob the registry does not know it for a moment (docker-registry 2.8).
+                failure.error.is_transient |= failure.error.reason.contains(manifest::UNKNOWN_BLOB);
+                Err(failure)
             }
-        })
-        .await
+        }
     }
 }
 
@@ -277,9 +280,13 @@ impl WriteStore for OciStore {
             let content = seal_object(&self.layout, stored, &self.exchange.name, &object.shown).await?;
             self.config.get_or_try_init(|| self.put_config()).await?;
             let descriptor = Descriptor::of(&content);
-            self.put_blob(content, &descriptor.digest).await?;
             let manifest = manifest::write(&descriptor, &self.layout.file_name(id));
-            self.put_manifest(&object, manifest).await?;
+            // What failed is begun anew: the registry may have forgotten the upload, or not know the blob after all.
+            retry(self.exchange.retry, |_| async {
+                self.put_blob(content.clone(), &descriptor.digest).await?;
+                self.put_manifest(&object, manifest.clone()).await
+            })
+            .await?;
             Ok(Put::Written)
         })
     }

@@ -4,6 +4,8 @@
 //! * [`peers`]: the other programs that tests compare with, and what happens when one is missing.
 //! * [`server`]: servers on loopback, ended by their pid; [`servers`]: how each of them is set up.
 //! * [`proxy`]: a bad network before a server.
+//! * [`scripted`]: a web server that answers by script.
+//! * [`certificates`]: a CA and what it signed.
 //! * [`scratch`]: directories that vanish, whatever was put into them.
 //! * [`mounted`]: mounts that are undone and servers that are ended, also when a test panics.
 //! * [`corner`]: a directory tree with everything that is hard to keep: ACLs, capabilities, devices, odd names.
@@ -15,6 +17,7 @@
 #![allow(unused_imports, reason = "the benchmark is built as a test, but without a test runner and so without tests")]
 
 pub mod blob;
+pub mod certificates;
 pub mod corner;
 pub mod listing;
 pub mod mounted;
@@ -22,6 +25,7 @@ pub mod peers;
 pub mod proxy;
 pub mod run;
 pub mod scratch;
+pub mod scripted;
 pub mod server;
 pub mod servers;
 

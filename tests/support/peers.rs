@@ -86,9 +86,10 @@ fn how_to_get(name: &str) -> String {
         "fusermount3" => "fuse3",
         "getfattr" | "setfattr" => "attr",
         "getfacl" | "setfacl" => "acl",
-        "sshd" => "openssh-server",
-        "ssh" | "ssh-add" | "ssh-agent" | "ssh-keygen" => "openssh-client",
         "setcap" | "getcap" => "libcap2-bin",
+        "htpasswd" => "apache2-utils",
+        "sshd" | "sftp-server" => "openssh-server",
+        "ssh" | "ssh-keygen" | "ssh-agent" | "ssh-add" | "sftp" => "openssh-client",
         other => other,
     };
     format!("apt-get install {package}")

@@ -90,11 +90,18 @@ impl Exchange {
 
     /// The error for an answer that is none of those hoped for: its status, and the first line of its text if there is one.
     pub async fn refusal(&self, response: Response, object: &str) -> Failure {
+        let content_type = text(response.headers(), CONTENT_TYPE);
+        let words = match content_type.is_some_and(|kind| kind.contains("html")) {
+            true => title,
+            false => first_line,
+        };
+        self.refusal_in(response, object, words).await
+    }
+
+    /// The same, with what is to be shown of the answer's text picked by `words`.
+    pub async fn refusal_in(&self, response: Response, object: &str, words: fn(&str) -> Option<String>) -> Failure {
         let status = response.status();
-        let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()).and_then(|text| {
-            let now = SystemTime::now();
-            retry_after(text, now)
-        });
+        let retry_after = text(response.headers(), RETRY_AFTER).and_then(|value| retry_after(value, SystemTime::now()));
         let mut reason = match status.canonical_reason() {
             Some(words) => format!("{} {words}", status.as_u16()),
             None => status.as_u16().to_string(),
@@ -102,20 +109,25 @@ impl Exchange {
         if status.is_redirection() {
             reason.push_str(", a redirect that is not followed");
         }
-        let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let is_html = content_type.is_some_and(|kind| kind.contains("html"));
-        if content_length(response.headers()).is_none_or(|n| n <= MAX_REFUSAL_BYTES)
-            && let Ok(body) = self.body(response, object, MAX_REFUSAL_BYTES, "a text should have").await
-            && let Some(text) = first_line(&body, is_html).filter(|text| !reason.contains(text.as_str()))
-        {
-            reason = match text.strip_prefix(status.as_str()) {
-                // The title of a page says the status again.
-                Some(rest) => format!("{}{rest}", status.as_str()),
-                None => format!("{reason}: {text}"),
+        let body = self.body(response, object, MAX_REFUSAL_BYTES, "a text should have").await.unwrap_or_default();
+        let shown = std::str::from_utf8(&body).ok().and_then(words).and_then(|text| presentable(&text));
+        if let Some(text) = shown.filter(|text| !reason.contains(text.as_str())) {
+            reason = match text.starts_with(status.as_str()) {
+                // The title of a page says the status again, in words of its own.
+                true => text,
+                false => format!("{reason}: {text}"),
             };
         }
         let is_transient = can_pass(status);
         Failure { error: StoreError { is_transient, ..StoreError::new(&self.name, object, reason) }, retry_after }
+    }
+
+    /// Reads what stands behind an answer that is clear by its status, if it is little, so that the connection can be used again.
+    pub async fn discard(&self, response: Response, object: &str) {
+        if content_length(response.headers()).is_some_and(|n| n > 0 && n <= MAX_REFUSAL_BYTES) {
+            // Nobody needs it, so nobody misses it.
+            drop(self.body(response, object, MAX_REFUSAL_BYTES, "a text should have").await);
+        }
     }
 
     /// An error that asking again does not cure.
@@ -130,9 +142,10 @@ impl Exchange {
             return self.permanent(object, cause);
         }
         if let Some(tls) = find::<rustls::Error>(error) {
-            let hint = match tls {
-                rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer) => {
-                    " (give its issuer's certificate as ca-cert)"
+            let hint = match tls.to_string() {
+                text if text.contains("UnknownIssuer") => " (give its issuer's certificate as ca-cert)",
+                text if text.contains("CaUsedAsEndEntity") => {
+                    " (the server uses a CA's certificate as its own; it needs one with CA:FALSE)"
                 }
                 _ => "",
             };
@@ -217,10 +230,9 @@ fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a 
         if let Some(found) = error.downcast_ref() {
             return Some(found);
         }
-        // An error inside an io::Error is not its source, but what it wraps.
-        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        if let Some(found) = wrapped.and_then(|inner| inner.downcast_ref()) {
-            return Some(found);
+        // An error inside an io::Error is not its source, but what it wraps; connectors wrap twice.
+        if let Some(wrapped) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            return find(wrapped);
         }
         next = error.source();
     }
@@ -234,15 +246,20 @@ fn seconds(span: Duration) -> String {
     }
 }
 
-/// The first line of a text (or the title of a page) that is fit to be shown.
-fn first_line(body: &[u8], is_html: bool) -> Option<String> {
-    let text = std::str::from_utf8(body).ok()?;
-    let line = match is_html {
-        true => text.split_once("<title>")?.1.split_once("</title>")?.0,
-        false => text.lines().find(|line| !line.trim().is_empty())?,
-    };
-    let line = line.trim();
-    (!line.is_empty() && !line.chars().any(char::is_control)).then(|| line.chars().take(MAX_SHOWN_CHARS).collect())
+/// The first line of a text that has something in it.
+fn first_line(text: &str) -> Option<String> {
+    text.lines().find(|line| !line.trim().is_empty()).map(str::to_owned)
+}
+
+/// The title of a page.
+fn title(page: &str) -> Option<String> {
+    Some(page.split_once("<title>")?.1.split_once("</title>")?.0.to_owned())
+}
+
+/// A text that is fit to be shown in a line.
+fn presentable(text: &str) -> Option<String> {
+    let text = text.trim();
+    (!text.is_empty() && !text.chars().any(char::is_control)).then(|| text.chars().take(MAX_SHOWN_CHARS).collect())
 }
 
 #[cfg(test)]
@@ -268,16 +285,12 @@ mod tests {
 
     #[test]
     fn a_refusal_is_told_by_one_line() {
-        for (body, is_html, line) in [
-            (&b"\n chunk abc not found\nmore"[..], false, Some("chunk abc not found")),
-            (b"<html><title>400 No certificate</title>", true, Some("400 No certificate")),
-            (b"<html>none", true, None),
-            (b"", false, None),
-            (b"\xff\xfe", false, None),
-            (b"a\x1b[31mb", false, None),
-        ] {
-            assert_eq!(first_line(body, is_html).as_deref(), line);
+        let shown = |words: fn(&str) -> Option<String>, text: &str| words(text).and_then(|text| presentable(&text));
+        assert_eq!(shown(first_line, "\n chunk abc not found\nmore").as_deref(), Some("chunk abc not found"));
+        assert_eq!(shown(title, "<html><title>400 No certificate</title>").as_deref(), Some("400 No certificate"));
+        for (words, text) in [(title as fn(&str) -> _, "<html>none"), (first_line, ""), (first_line, "a\x1b[31mb")] {
+            assert_eq!(shown(words, text), None);
         }
-        assert_eq!(first_line("ä".repeat(5000).as_bytes(), false).unwrap().chars().count(), MAX_SHOWN_CHARS);
+        assert_eq!(shown(first_line, &"ä".repeat(5000)).unwrap().chars().count(), MAX_SHOWN_CHARS);
     }
 }

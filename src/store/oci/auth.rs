@@ -12,11 +12,11 @@ use tokio::sync::{Mutex, RwLock};
 use url::Url;
 
 use super::docker::{self, Credentials};
+use crate::store::StoreError;
 use crate::store::http::exchange::Exchange;
 use crate::store::http::{basic, secret_value};
 use crate::store::options::OciOptions;
 use crate::store::retry::Failure;
-use crate::store::{Secret, StoreError};
 
 /// The most bytes of a token server's answer.
 const MAX_TOKEN_BYTES: u64 = 1 << 20;
@@ -281,17 +281,6 @@ fn parse_value(text: &str) -> (String, &str) {
         }
     }
     (value, "")
-}
-
-/// A password or token, as Docker keeps it.
-impl From<docker::Login> for Credentials {
-    fn from(login: docker::Login) -> Self {
-        // Docker marks an identity token by this name.
-        match login.user.as_str() {
-            "<token>" => Self::IdentityToken(Secret::new(login.secret)),
-            _ => Self::Password { user: login.user, password: Secret::new(login.secret) },
-        }
-    }
 }
 
 #[cfg(test)]

@@ -42,10 +42,20 @@ pub(super) enum Credentials {
     IdentityToken(Secret),
 }
 
-/// A user and a secret.
+/// A user and a secret, as a helper gives them.
 pub(super) struct Login {
     pub user: String,
     pub secret: String,
+}
+
+impl From<Login> for Credentials {
+    fn from(login: Login) -> Self {
+        // Docker marks an identity token by this name.
+        match login.user.as_str() {
+            "<token>" => Self::IdentityToken(Secret::new(login.secret)),
+            _ => Self::Password { user: login.user, password: Secret::new(login.secret) },
+        }
+    }
 }
 
 #[derive(Deserialize, Default)]

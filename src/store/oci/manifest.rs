@@ -85,6 +85,31 @@ pub(super) fn write(blob: &Descriptor, tag: &str) -> Bytes {
     manifest.to_string().into()
 }
 
+/// What an error of the registry says: `{"errors": [{"code": "…", "message": "…"}]}` (OCI distribution specification).
+pub(super) fn error_words(body: &str) -> Option<String> {
+    let answer: ErrorAnswer = match serde_json::from_str(body) {
+        Ok(answer) => answer,
+        Err(_) => return body.lines().next().filter(|line| !line.starts_with('<')).map(str::to_owned),
+    };
+    let words = answer.errors.iter().map(|error| format!("{} ({})", error.message, error.code));
+    Some(words.collect::<Vec<_>>().join(", "))
+}
+
+/// The code of an error about a manifest whose blob is not there.
+pub(super) const UNKNOWN_BLOB: &str = "BLOB_UNKNOWN";
+
+#[derive(Deserialize)]
+struct ErrorAnswer {
+    errors: Vec<OneError>,
+}
+
+#[derive(Deserialize)]
+struct OneError {
+    code: String,
+    #[serde(default)]
+    message: String,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +119,15 @@ mod tests {
         let blob = Descriptor::of(b"content");
         assert_eq!(read(&write(&blob, "tag")), Ok(Some(blob)));
         assert_eq!(Descriptor::of(EMPTY_CONFIG).digest, EMPTY_CONFIG_DIGEST);
+    }
+
+    #[test]
+    fn errors_are_told_in_words() {
+        let body = r#"{"errors":[{"code":"DENIED","message":"no","detail":[1]},{"code":"MANIFEST_BLOB_UNKNOWN"}]}"#;
+        assert_eq!(error_words(body).as_deref(), Some("no (DENIED),  (MANIFEST_BLOB_UNKNOWN)"));
+        assert_eq!(error_words("out of order\n").as_deref(), Some("out of order"));
+        assert_eq!(error_words("<html>"), None);
+        assert_eq!(error_words(""), None);
     }
 
     #[test]
