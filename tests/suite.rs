@@ -4,6 +4,7 @@
 
 mod chunks;
 mod cli;
+mod config;
 mod format;
 mod hostile;
 mod inspect;

@@ -2,6 +2,7 @@
 
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use tokio::runtime::Runtime;
@@ -9,10 +10,11 @@ use tokio::runtime::Runtime;
 use super::args::{InfoArgs, ListChunksArgs, VerifyIndexArgs};
 use super::make::report_to;
 use super::output::progress_bar;
+use super::settings;
 use crate::blob::source::IndexBytes;
-use crate::config::StoreSettings;
 use crate::format::index::Index;
 use crate::pack::inspect::{self, InfoSources};
+use crate::store::Store;
 use crate::store::open::open_stores;
 
 /// Chunks asked for at the same time.
@@ -21,17 +23,16 @@ const N_CONCURRENT: usize = 10;
 pub fn info(args: &InfoArgs) -> Result<()> {
     let runtime = Runtime::new().context("cannot start")?;
     let (name, index) = open(&args.index)?;
-    let store = match args.stores.is_empty() {
-        true => None,
-        false => {
-            let settings = StoreSettings::default();
-            let groups: Result<Vec<_>, _> = args.stores.iter().map(|text| settings.resolve(text)).collect();
-            Some(open_stores(&groups?)?)
-        }
+    let configured = settings::of_stores(&args.stores)?;
+    let opened = |texts: &[String]| -> Result<Option<Arc<dyn Store>>> {
+        let groups: Result<Vec<_>, _> = texts.iter().map(|text| configured.settings.resolve(text)).collect();
+        Ok(if texts.is_empty() { None } else { Some(open_stores(&groups?)?) })
     };
+    let store = opened(&configured.stores)?;
+    let cache = opened(configured.cache.as_slice())?;
     let sources = InfoSources {
         store: store.as_deref(),
-        cache: None,
+        cache: cache.as_deref(),
         seed_ids: None,
         chunk_infos: &[],
         n_concurrent: N_CONCURRENT,

@@ -8,13 +8,15 @@ use anyhow::{Result, anyhow, bail};
 
 use super::args::{CutFlags, MakeArgs};
 use super::output::progress_bar;
+use super::settings;
+use super::store_flags::AccessFlags;
 use crate::chunk::chunker::CutRule;
 use crate::chunk::sizes::parse_kib;
 use crate::pack::make::make;
 use crate::pack::{MakeOptions, Progress};
-use crate::store::location::Location;
+use crate::store::WriteStore;
+use crate::store::location::without_secrets;
 use crate::store::open::open_writable;
-use crate::store::{StoreOptions, WriteStore};
 
 /// Levels that zstd has.
 const LEVELS: std::ops::RangeInclusive<i32> = -131072..=22;
@@ -22,7 +24,7 @@ const LEVELS: std::ops::RangeInclusive<i32> = -131072..=22;
 pub fn run(args: &MakeArgs) -> Result<()> {
     let n_bytes = args.file.metadata().map_or(0, |metadata| metadata.len());
     let bar = progress_bar(n_bytes);
-    let mut options = make_options(&args.cut, args.store.as_deref())?;
+    let mut options = make_options(&args.cut, args.store.as_deref(), &args.access)?;
     options.progress = Some(report_to(&bar));
     let stats = make(&args.index, &args.file, &options)?;
     bar.finish_and_clear();
@@ -39,7 +41,7 @@ pub fn report_to(bar: &indicatif::ProgressBar) -> Progress {
 }
 
 /// What the flags mean.
-pub fn make_options(cut: &CutFlags, store: Option<&str>) -> Result<MakeOptions> {
+pub fn make_options(cut: &CutFlags, store: Option<&str>, access: &AccessFlags) -> Result<MakeOptions> {
     let rule = match cut.cut_rule.as_str() {
         "casync" => CutRule::Casync,
         "desync" => CutRule::Desync,
@@ -49,7 +51,13 @@ pub fn make_options(cut: &CutFlags, store: Option<&str>) -> Result<MakeOptions> 
         bail!("compression level {} is not one of {} to {}", cut.level, LEVELS.start(), LEVELS.end());
     }
     let store: Option<Arc<dyn WriteStore>> = match store {
-        Some(text) => Some(open_writable(&Location::parse(text)?, &StoreOptions::default())?),
+        Some(text) => {
+            let settings = settings::of_access(access, cut.concurrency)?;
+            match settings.resolve(text)?.as_slice() {
+                [spec] => Some(open_writable(&spec.location, &spec.options)?),
+                _ => bail!("{}: a group of mirrors can only be read", without_secrets(text)),
+            }
+        }
         None => None,
     };
     Ok(MakeOptions {

@@ -2,17 +2,20 @@
 //!
 //! * [`args`] defines every verb and flag once; help, man pages and completions come from it.
 //! * One file a verb does the work of the verb, with [`store_flags`] and [`output`] shared.
+//! * [`settings`] lays flags over files and the environment.
 //!
 //! Invariant: an error is one line, `caifs: …`; a reader of our output that goes away early is no error.
 
 pub mod args;
 mod cat;
+mod config;
 mod demo;
 mod inspect;
 mod ls;
 mod make;
 mod mount;
 mod output;
+mod settings;
 mod store_flags;
 mod tar;
 mod umount;
@@ -53,6 +56,10 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     init_log(args.verbose);
+    let mut args = args;
+    if let Some(config_file) = args.verb.config_file_mut() {
+        *config_file = args.config;
+    }
     let done = match args.verb {
         Verb::Mount(args) => return mount::run(args),
         Verb::Umount(args) => umount::run(&args),
@@ -63,6 +70,7 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Info(args) => inspect::info(&args),
         Verb::ListChunks(args) => inspect::list_chunks(&args),
         Verb::VerifyIndex(args) => inspect::verify_index(&args),
+        Verb::Config(args) => config::run(&args),
         Verb::Demo(args) => demo::run(&args),
     };
     match done {

@@ -20,7 +20,7 @@ use crate::pack::tar::{TarOptions, tar};
 const ARCHIVE_MODE: u32 = 0o666;
 
 pub fn run(args: &TarArgs) -> Result<()> {
-    let mut options = make_options(&args.cut, args.store.as_deref())?;
+    let mut options = make_options(&args.cut, args.store.as_deref(), &args.access)?;
     let feature_flags = feature_flags(args, options.rule)?.with_digest(options.digest);
     let tar_options = TarOptions { feature_flags, one_file_system: args.one_file_system, no_time: args.no_time };
     let bar = progress_bar(0);
