@@ -76,7 +76,7 @@ fn a_violation_is_caught_however_it_is_written() {
         ("mount/mod.rs", "use crate::pack::make;"),
         ("volume/mod.rs", "use fuser::Errno;"),
         ("mount/mod.rs", "fn f(_: fuser::Session) {}"),
-        ("config.rs", "#[derive(clap::Args)] struct A;"),
+        ("config/mod.rs", "#[derive(clap::Args)] struct A;"),
         ("fuse/mod.rs", "unsafe { f() }"),
         ("blob/mod.rs", "use crate::chunk::seal::unseal;"),
         ("new_room/mod.rs", ""),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Parser, Subcommand};
 
 use super::serve_flags::{ChunkServerArgs, IndexServerArgs};
-use super::store_flags::StoreFlags;
+use super::store_flags::{AccessFlags, StoreFlags};
 
 /// Mount casync and desync archives and disk images lazily, and make them.
 #[derive(Debug, Parser)]
@@ -14,6 +14,9 @@ pub struct Args {
     /// Say more on stderr (twice: even more).
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
+    /// Configuration file to read instead of the usual ones (ours or desync's).
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]
     pub verb: Verb,
@@ -46,8 +49,31 @@ pub enum Verb {
     ChunkServer(ChunkServerArgs),
     /// Serve indexes and archives over HTTP.
     IndexServer(IndexServerArgs),
+    /// Show the configuration and where each value comes from; or what holds for one store.
+    Config(ConfigArgs),
     /// Show it working: pack a directory, mount it lazily, read from it, unmount.
     Demo(DemoArgs),
+}
+
+impl Verb {
+    /// Where the verb keeps the configuration file that was named on the command line, if it reads one.
+    pub fn config_file_mut(&mut self) -> Option<&mut Option<PathBuf>> {
+        match self {
+            Self::Mount(args) => Some(&mut args.stores.access.config_file),
+            Self::Make(args) => Some(&mut args.access.config_file),
+            Self::Tar(args) => Some(&mut args.access.config_file),
+            Self::Cat(args) => Some(&mut args.stores.access.config_file),
+            Self::Ls(args) => Some(&mut args.stores.access.config_file),
+            Self::Info(args) => Some(&mut args.stores.access.config_file),
+            Self::Config(args) => Some(&mut args.stores.access.config_file),
+            Self::ListChunks(args) => Some(&mut args.access.config_file),
+            Self::VerifyIndex(args) => Some(&mut args.access.config_file),
+            Self::S3Upgrade(args) => Some(&mut args.access.config_file),
+            Self::ChunkServer(args) => Some(&mut args.server.access.config_file),
+            Self::IndexServer(args) => Some(&mut args.server.access.config_file),
+            Self::Umount(_) | Self::Demo(_) => None,
+        }
+    }
 }
 
 /// Arguments of `mount`.
@@ -59,10 +85,10 @@ pub struct MountArgs {
     /// Where to mount: a directory, or a regular file for the index of a disk image.
     #[arg(value_name = "DIR")]
     pub mountpoint: PathBuf,
-    /// Store of chunks (repeatable, asked in this order) [default: default.castr beside the index].
-    #[arg(short, long = "store", value_name = "STORE")]
-    pub stores: Vec<String>,
-    /// Mount options as in fstab; each flag below is one of them.
+    /// Where to find the chunks.
+    #[command(flatten)]
+    pub stores: StoreFlags,
+    /// Mount options as in fstab; nearly every flag is one of them.
     #[arg(short, long = "options", value_name = "OPTIONS")]
     pub options: Vec<String>,
     /// Stay in the foreground.
@@ -71,9 +97,6 @@ pub struct MountArgs {
     /// Memory for chunks, buffers and directories [default: 256M].
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
-    /// Answer every read by then, with an error if need be [default: 30s].
-    #[arg(long, value_name = "TIME")]
-    pub io_timeout: Option<String>,
     /// Show this owner for every file.
     #[arg(long, value_name = "ID")]
     pub uid: Option<u32>,
@@ -131,6 +154,9 @@ pub struct MakeArgs {
     /// How content is cut into chunks.
     #[command(flatten)]
     pub cut: CutFlags,
+    /// How the store is reached.
+    #[command(flatten)]
+    pub access: AccessFlags,
     /// Print a summary as JSON to stderr.
     #[arg(long)]
     pub print_stats: bool,
@@ -154,6 +180,9 @@ pub struct TarArgs {
     /// How content is cut into chunks.
     #[command(flatten)]
     pub cut: CutFlags,
+    /// How the store is reached.
+    #[command(flatten)]
+    pub access: AccessFlags,
     /// What to store of each file (names as casync's --with; repeatable) [default: all].
     #[arg(long, value_name = "FEATURES", value_delimiter = ',')]
     pub with: Vec<String>,
@@ -223,9 +252,9 @@ pub struct InfoArgs {
     /// The index.
     #[arg(value_name = "INDEX")]
     pub index: PathBuf,
-    /// Count which chunks these stores have (repeatable).
-    #[arg(short, long = "store", value_name = "STORE")]
-    pub stores: Vec<String>,
+    /// Stores (and a cache) to count which chunks they have.
+    #[command(flatten)]
+    pub stores: StoreFlags,
     /// How to print it.
     #[arg(short, long, value_name = "json|plain", default_value = "json", value_parser = ["json", "plain"])]
     pub format: String,
@@ -237,6 +266,9 @@ pub struct ListChunksArgs {
     /// The index.
     #[arg(value_name = "INDEX")]
     pub index: PathBuf,
+    /// How it is reached.
+    #[command(flatten)]
+    pub access: AccessFlags,
 }
 
 /// Arguments of `verify-index`.
@@ -251,6 +283,9 @@ pub struct VerifyIndexArgs {
     /// Threads to use [default: the cores].
     #[arg(short = 'n', long, value_name = "N")]
     pub concurrency: Option<usize>,
+    /// How the index is reached.
+    #[command(flatten)]
+    pub access: AccessFlags,
 }
 
 /// Arguments of `s3-upgrade`.
@@ -262,6 +297,23 @@ pub struct S3UpgradeArgs {
     /// Chunks to move at once.
     #[arg(short = 'n', long, value_name = "N", default_value_t = 10)]
     pub concurrency: usize,
+    /// How it is reached.
+    #[command(flatten)]
+    pub access: AccessFlags,
+}
+
+/// Arguments of `config`.
+#[derive(Debug, clap::Args)]
+pub struct ConfigArgs {
+    /// The store (or group of mirrors) to show what holds for.
+    #[arg(value_name = "LOCATION")]
+    pub location: Option<String>,
+    /// Flags to look at together with the configuration.
+    #[command(flatten)]
+    pub stores: StoreFlags,
+    /// Print it as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `demo`.

@@ -1,6 +1,7 @@
 //! `caifs info`, `list-chunks` and `verify-index`: looking at an index.
 
 use std::io::{self, BufWriter, Write};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use tokio::runtime::Runtime;
@@ -9,8 +10,11 @@ use super::args::{InfoArgs, ListChunksArgs, VerifyIndexArgs};
 use super::make::report_to;
 use super::output::progress_bar;
 use super::places::open_index;
-use crate::config::{SourceConfig, StoreSettings};
+use super::settings;
+use super::store_flags::AccessFlags;
+use crate::config::SourceConfig;
 use crate::pack::inspect::{self, InfoSources};
+use crate::store::Store;
 use crate::store::open::open_stores;
 
 /// Chunks asked for at the same time.
@@ -18,18 +22,17 @@ const N_CONCURRENT: usize = 10;
 
 pub fn info(args: &InfoArgs) -> Result<()> {
     let runtime = Runtime::new().context("cannot start")?;
-    let (name, index) = open_index(&runtime, args.index.as_os_str(), &SourceConfig::default())?;
-    let store = match args.stores.is_empty() {
-        true => None,
-        false => {
-            let settings = StoreSettings::default();
-            let groups: Result<Vec<_>, _> = args.stores.iter().map(|text| settings.resolve(text)).collect();
-            Some(open_stores(&groups?)?)
-        }
+    let configured = settings::of_stores(&args.stores)?;
+    let (name, index) = open_index(&runtime, args.index.as_os_str(), &configured)?;
+    let opened = |texts: &[String]| -> Result<Option<Arc<dyn Store>>> {
+        let groups: Result<Vec<_>, _> = texts.iter().map(|text| configured.settings.resolve(text)).collect();
+        Ok(if texts.is_empty() { None } else { Some(open_stores(&groups?)?) })
     };
+    let store = opened(&configured.stores)?;
+    let cache = opened(configured.cache.as_slice())?;
     let sources = InfoSources {
         store: store.as_deref(),
-        cache: None,
+        cache: cache.as_deref(),
         seed_ids: None,
         chunk_infos: &[],
         n_concurrent: N_CONCURRENT,
@@ -41,7 +44,7 @@ pub fn info(args: &InfoArgs) -> Result<()> {
 
 pub fn list_chunks(args: &ListChunksArgs) -> Result<()> {
     let runtime = Runtime::new().context("cannot start")?;
-    let (name, index) = open_index(&runtime, args.index.as_os_str(), &SourceConfig::default())?;
+    let (name, index) = open_index(&runtime, args.index.as_os_str(), &sources(&args.access)?)?;
     let mut out = BufWriter::new(io::stdout().lock());
     // Through an error of our own kind, so that a reader that goes away is told from other failures.
     for item in index.items() {
@@ -53,10 +56,15 @@ pub fn list_chunks(args: &ListChunksArgs) -> Result<()> {
 
 pub fn verify_index(args: &VerifyIndexArgs) -> Result<()> {
     let runtime = Runtime::new().context("cannot start")?;
-    let (name, index) = open_index(&runtime, args.index.as_os_str(), &SourceConfig::default())?;
+    let (name, index) = open_index(&runtime, args.index.as_os_str(), &sources(&args.access)?)?;
     let bar = progress_bar(index.blob_size());
     let progress = report_to(&bar);
     inspect::verify_index(&name, &index, &args.file, args.concurrency.unwrap_or(0), Some(&progress))?;
     bar.finish_and_clear();
     Ok(())
+}
+
+/// What an index is read with by verbs that look at no chunk.
+fn sources(access: &AccessFlags) -> Result<SourceConfig> {
+    Ok(SourceConfig { settings: Arc::new(settings::of_access(access, None)?), ..SourceConfig::default() })
 }

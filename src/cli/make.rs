@@ -10,14 +10,15 @@ use tokio::runtime::Runtime;
 use super::args::{CutFlags, MakeArgs};
 use super::output::progress_bar;
 use super::places::write_elsewhere;
+use super::settings;
+use super::store_flags::AccessFlags;
 use crate::chunk::chunker::CutRule;
 use crate::chunk::sizes::parse_kib;
-use crate::config::SourceConfig;
 use crate::pack::make::{make, make_index};
 use crate::pack::{MakeOptions, Progress};
-use crate::store::location::{FileLocation, Location};
+use crate::store::WriteStore;
+use crate::store::location::{FileLocation, without_secrets};
 use crate::store::open::open_writable;
-use crate::store::{StoreOptions, WriteStore};
 
 /// Levels that zstd has.
 const LEVELS: std::ops::RangeInclusive<i32> = -131072..=22;
@@ -25,14 +26,14 @@ const LEVELS: std::ops::RangeInclusive<i32> = -131072..=22;
 pub fn run(args: &MakeArgs) -> Result<()> {
     let n_bytes = args.file.metadata().map_or(0, |metadata| metadata.len());
     let bar = progress_bar(n_bytes);
-    let mut options = make_options(&args.cut, args.store.as_deref())?;
+    let mut options = make_options(&args.cut, args.store.as_deref(), &args.access)?;
     options.progress = Some(report_to(&bar));
     let stats = match FileLocation::parse(args.index.as_os_str())? {
         FileLocation::Local(path) => make(&path, &args.file, &options)?,
         elsewhere => {
             let (bytes, stats) = make_index(&args.file, &options)?;
             let runtime = Runtime::new().context("cannot start")?;
-            write_elsewhere(&runtime, &elsewhere, bytes, &SourceConfig::default())?;
+            write_elsewhere(&runtime, &elsewhere, bytes, &settings::of_access(&args.access, args.cut.concurrency)?)?;
             stats
         }
     };
@@ -50,7 +51,7 @@ pub fn report_to(bar: &indicatif::ProgressBar) -> Progress {
 }
 
 /// What the flags mean.
-pub fn make_options(cut: &CutFlags, store: Option<&str>) -> Result<MakeOptions> {
+pub fn make_options(cut: &CutFlags, store: Option<&str>, access: &AccessFlags) -> Result<MakeOptions> {
     let rule = match cut.cut_rule.as_str() {
         "casync" => CutRule::Casync,
         "desync" => CutRule::Desync,
@@ -60,7 +61,13 @@ pub fn make_options(cut: &CutFlags, store: Option<&str>) -> Result<MakeOptions> 
         bail!("compression level {} is not one of {} to {}", cut.level, LEVELS.start(), LEVELS.end());
     }
     let store: Option<Arc<dyn WriteStore>> = match store {
-        Some(text) => Some(open_writable(&Location::parse(text)?, &StoreOptions::default())?),
+        Some(text) => {
+            let settings = settings::of_access(access, cut.concurrency)?;
+            match settings.resolve(text)?.as_slice() {
+                [spec] => Some(open_writable(&spec.location, &spec.options)?),
+                _ => bail!("{}: a group of mirrors can only be read", without_secrets(text)),
+            }
+        }
         None => None,
     };
     Ok(MakeOptions {

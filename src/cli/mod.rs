@@ -2,11 +2,13 @@
 //!
 //! * [`args`] defines every verb and flag once; help, man pages and completions come from it.
 //! * One file a verb does the work of the verb, with [`store_flags`], [`places`] and [`output`] shared.
+//! * [`settings`] lays flags over files and the environment.
 //!
 //! Invariant: an error is one line, `caifs: …`; a reader of our output that goes away early is no error.
 
 pub mod args;
 mod cat;
+mod config;
 mod demo;
 mod inspect;
 mod ls;
@@ -17,6 +19,7 @@ mod places;
 mod s3_upgrade;
 mod serve;
 mod serve_flags;
+mod settings;
 mod store_flags;
 mod tar;
 mod umount;
@@ -58,6 +61,10 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let verbose = args.verbose;
     init_log(verbose);
+    let mut args = args;
+    if let Some(config_file) = args.verb.config_file_mut() {
+        *config_file = args.config;
+    }
     let done = match args.verb {
         Verb::Mount(args) => return mount::run(args),
         Verb::Umount(args) => umount::run(&args),
@@ -71,6 +78,7 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::S3Upgrade(args) => s3_upgrade::run(&args, verbose),
         Verb::ChunkServer(args) => serve::chunk_server(&args),
         Verb::IndexServer(args) => serve::index_server(&args),
+        Verb::Config(args) => config::run(&args),
         Verb::Demo(args) => demo::run(&args),
     };
     match done {

@@ -1,14 +1,16 @@
 //! `caifs mount`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use tokio::runtime::Runtime;
 
 use super::args::MountArgs;
+use super::settings;
+use crate::config::MountConfig;
 use crate::fuse;
-use crate::mount::options::{MOUNT_OPTIONS, MountOptions, Unknown};
+use crate::mount::options::{MountOptions, Unknown};
 use crate::mount::run::{READY_TIMEOUT, Served};
 use crate::mount::{BoxError, MountError, MountRequest, Place};
 use crate::report::Report;
@@ -74,28 +76,34 @@ fn options(args: &MountArgs) -> anyhow::Result<Typed> {
     if location == FileLocation::Stdio {
         anyhow::bail!("a mount cannot be read from standard input");
     }
-    let mut options = MountOptions::default();
-    for list in &args.options {
-        options.parse(list, Unknown::Refuse)?;
+    // Read twice: first to learn which file to read, then over what the files say.
+    let typed = over(MountConfig::default(), args)?;
+    let config_file = args.stores.access.config_file.as_ref().or(typed.config.config_file.as_ref());
+    let configuration = settings::load(config_file.map(PathBuf::as_path))?;
+    let mut defaults = settings::mount_defaults(&configuration)?;
+    if !typed.config.sources.stores.is_empty() {
+        // Stores that were typed stand in place of those of a file, and do not come after them.
+        defaults.sources.stores.clear();
+        defaults.store_file = None;
     }
-    // Every flag is an option of the same name, and overrules `-o`.
-    let ids = [("uid", args.uid), ("gid", args.gid)].map(|(name, id)| (name, id.map(|id| id.to_string())));
-    let texts = [("memory", args.memory.clone()), ("io-timeout", args.io_timeout.clone())];
-    let mut flags: Vec<(&str, Option<&str>)> =
-        args.stores.iter().map(|store| ("store", Some(store.as_str()))).collect();
-    flags.extend(ids.iter().chain(&texts).filter_map(|(name, value)| Some((*name, Some(value.as_deref()?)))));
-    flags.extend(args.allow_other.then_some(("allow-other", None)));
-    for (name, value) in flags {
-        if let Some(option) = MOUNT_OPTIONS.iter().find(|option| option.name == name) {
-            option.apply(&mut options.config, value)?;
+    if typed.config.store_file.is_some() {
+        if !typed.config.sources.stores.is_empty() || typed.config.sources.cache.is_some() {
+            anyhow::bail!("store-file names the stores and the cache: it does not go with store or cache");
         }
+        defaults.sources.stores.clear();
+    }
+    let mut options = over(defaults, args)?;
+    options.config = settings::finish(options.config, configuration)?;
+    if let Some(cache) = typed.config.sources.cache {
+        // Over one in a store file that the configuration names.
+        options.config.sources.cache = Some(cache);
     }
     if options.remount {
         anyhow::bail!("a caifs mount cannot be remounted (unmount it and mount it again)");
     }
     let sources = &mut options.config.sources;
-    for place in sources.stores.iter_mut().chain(&mut sources.cache) {
-        *place = absolute(place)?;
+    for store in sources.stores.iter_mut().chain(&mut sources.cache) {
+        *store = settings::absolute(store)?;
     }
     let mut places = sources.stores.clone();
     if places.is_empty() {
@@ -104,6 +112,21 @@ fn options(args: &MountArgs) -> anyhow::Result<Typed> {
     places.extend(sources.cache.clone());
     check_not_covered(&args.mountpoint, &places)?;
     Ok(Typed { location, options })
+}
+
+/// Mount options, and flags, over settings. Every flag is an option of the same name, and overrules `-o`.
+fn over(config: MountConfig, args: &MountArgs) -> anyhow::Result<MountOptions> {
+    let mut options = MountOptions { config, ..MountOptions::default() };
+    for list in &args.options {
+        options.parse(list, Unknown::Refuse)?;
+    }
+    let mut given = args.stores.given();
+    let ids = [("uid", args.uid), ("gid", args.gid)];
+    given.extend(ids.into_iter().filter_map(|(name, id)| Some((name, Some(id?.to_string())))));
+    given.extend(args.memory.clone().map(|memory| ("memory", Some(memory))));
+    given.extend(args.allow_other.then_some(("allow-other", None)));
+    settings::apply(&given, &mut options.config)?;
+    Ok(options)
 }
 
 /// Refuses a mountpoint that would cover a store or cache: the mount would then look for its chunks in itself.
@@ -117,22 +140,4 @@ fn check_not_covered(mountpoint: &Path, places: &[String]) -> anyhow::Result<()>
         }
     }
     Ok(())
-}
-
-/// A store's location that means the same from every directory: the daemon leaves the one it was started in.
-fn absolute(store: &str) -> anyhow::Result<String> {
-    let mut members = Vec::new();
-    for member in split_group(store) {
-        members.push(match Location::parse(member)? {
-            Location::Local(path) => {
-                let absolute = std::path::absolute::<&Path>(&path).unwrap_or(path);
-                match absolute.to_str() {
-                    Some(text) => text.to_owned(),
-                    None => anyhow::bail!("store {store}: its path is not UTF-8"),
-                }
-            }
-            _ => member.to_owned(),
-        });
-    }
-    Ok(members.join("|"))
 }

@@ -9,7 +9,7 @@ use tokio::runtime::Runtime;
 
 use super::store_flags::memory_plan;
 use crate::blob::source::IndexBytes;
-use crate::config::{DEFAULT_IO_TIMEOUT, SourceConfig};
+use crate::config::{DEFAULT_IO_TIMEOUT, SourceConfig, StoreSettings};
 use crate::format::index::Index;
 use crate::report::Report;
 use crate::store::location::FileLocation;
@@ -32,7 +32,7 @@ pub fn write_elsewhere(
     runtime: &Runtime,
     location: &FileLocation,
     bytes: Vec<u8>,
-    config: &SourceConfig,
+    settings: &StoreSettings,
 ) -> Result<()> {
     match location {
         FileLocation::Local(path) => bail!("{}: is a local file", path.display()),
@@ -42,7 +42,7 @@ pub fn write_elsewhere(
             Ok(stdout.flush()?)
         }
         FileLocation::Remote { directory, directory_text, name } => {
-            let specs = config.settings.resolve(directory_text)?;
+            let specs = settings.resolve(directory_text)?;
             let options = specs.first().map(|spec| spec.options.clone()).unwrap_or_default();
             let files = open_files(directory, &options)?;
             Ok(runtime.block_on(files.write(name, bytes.into()))?)

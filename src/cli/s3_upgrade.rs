@@ -6,17 +6,16 @@ use anyhow::{Context, Result, bail};
 use tokio::runtime::Runtime;
 
 use super::args::S3UpgradeArgs;
-use crate::config::StoreSettings;
+use super::settings;
 use crate::store::location::Location;
 use crate::store::object::BucketStore;
 use crate::store::object::upgrade::upgrade;
 
 pub fn run(args: &S3UpgradeArgs, verbose: u8) -> Result<()> {
-    let mut specs = StoreSettings::default().resolve(&args.store)?;
-    let (Some(mut spec), true) = (specs.pop(), specs.is_empty()) else {
+    let mut specs = settings::of_access(&args.access, Some(args.concurrency))?.resolve(&args.store)?;
+    let (Some(spec), true) = (specs.pop(), specs.is_empty()) else {
         bail!("s3-upgrade takes one store, not a group of them");
     };
-    spec.options.concurrency = args.concurrency.max(1);
     let Location::S3(location) = &spec.location else {
         bail!("{}: not a store in S3 (s3+https://host/bucket/prefix)", spec.location);
     };

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use tokio::runtime::Runtime;
 
 use super::serve_flags::{ChunkServerArgs, IndexServerArgs, ServerFlags};
+use super::settings;
 use crate::chunk::cipher::{Algorithm, Cipher, Key};
 use crate::config::StoreSettings;
 use crate::digest::Digest;
@@ -19,7 +20,7 @@ use crate::serve::index_server::IndexServer;
 use crate::store::layout::Layout;
 use crate::store::local_files::LocalFiles;
 use crate::store::location::{Location, without_secrets};
-use crate::store::open::{StoreSpec, open_stores, open_writable};
+use crate::store::open::{StoreSpec, open_files, open_stores, open_writable};
 use crate::store::{FileStore, Form, Secret, WriteStore};
 
 /// Where `--authorization` is looked for when it is not given.
@@ -37,7 +38,7 @@ pub fn chunk_server(args: &ChunkServerArgs) -> Result<()> {
         verify_write: !args.skip_verify_write,
     };
     let runtime = Runtime::new().context("cannot start")?;
-    let settings = settings(&args.server);
+    let settings = settings::of_access(&args.server.access, Some(args.server.concurrency))?;
     let is_writable = args.writable;
     // Stores over a network are made inside a runtime.
     let entered = runtime.enter();
@@ -62,7 +63,8 @@ pub fn chunk_server(args: &ChunkServerArgs) -> Result<()> {
 pub fn index_server(args: &IndexServerArgs) -> Result<()> {
     let runtime = Runtime::new().context("cannot start")?;
     let entered = runtime.enter();
-    let files = open_files(&args.store)?;
+    let settings = settings::of_access(&args.server.access, Some(args.server.concurrency))?;
+    let files = index_place(&settings, &args.store)?;
     drop(entered);
     let service = IndexServer::new(files, digest(&args.server)?, args.writable);
     serve(runtime, &args.server, Arc::new(service))
@@ -118,17 +120,13 @@ fn writable(settings: &StoreSettings, text: &str) -> Result<Arc<dyn WriteStore>>
 }
 
 /// Opens the place of indexes.
-fn open_files(text: &str) -> Result<Arc<dyn FileStore>> {
-    match Location::parse(text)? {
-        Location::Local(path) => Ok(Arc::new(LocalFiles::open(path)?)),
-        other => bail!("{other}: indexes can be served from a local directory only"),
+fn index_place(settings: &StoreSettings, text: &str) -> Result<Arc<dyn FileStore>> {
+    match resolve(settings, text)?.as_slice() {
+        // A directory that is not there is a mistake, and not one without indexes.
+        [StoreSpec { location: Location::Local(path), .. }] => Ok(Arc::new(LocalFiles::open(path)?)),
+        [StoreSpec { location, options }] => Ok(open_files(location, options)?),
+        _ => bail!("{}: indexes are served from one place, not from a group of mirrors", without_secrets(text)),
     }
-}
-
-fn settings(flags: &ServerFlags) -> StoreSettings {
-    let mut settings = StoreSettings::default();
-    settings.base.concurrency = flags.concurrency.max(1);
-    settings
 }
 
 fn digest(flags: &ServerFlags) -> Result<Digest> {

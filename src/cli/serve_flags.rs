@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::store_flags::AccessFlags;
+
 /// Arguments of `chunk-server`.
 #[derive(Debug, clap::Args)]
 pub struct ChunkServerArgs {
@@ -84,4 +86,7 @@ pub struct ServerFlags {
     /// Digest of the chunk ids.
     #[arg(long, value_name = "sha512-256|sha256", default_value = "sha512-256")]
     pub digest: String,
+    /// How stores are reached.
+    #[command(flatten)]
+    pub access: AccessFlags,
 }

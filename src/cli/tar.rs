@@ -11,8 +11,8 @@ use super::args::TarArgs;
 use super::make::{check_suffix, make_options};
 use super::output::progress_bar;
 use super::places::write_elsewhere;
+use super::settings;
 use crate::chunk::chunker::CutRule;
-use crate::config::SourceConfig;
 use crate::format::catar::FeatureFlags;
 use crate::pack::PackError;
 use crate::pack::output::AtomicFile;
@@ -24,7 +24,7 @@ use crate::store::location::FileLocation;
 const ARCHIVE_MODE: u32 = 0o666;
 
 pub fn run(args: &TarArgs) -> Result<()> {
-    let mut options = make_options(&args.cut, args.store.as_deref())?;
+    let mut options = make_options(&args.cut, args.store.as_deref(), &args.access)?;
     let feature_flags = feature_flags(args, options.rule)?.with_digest(options.digest);
     let tar_options = TarOptions { feature_flags, one_file_system: args.one_file_system, no_time: args.no_time };
     let bar = progress_bar(0);
@@ -40,7 +40,12 @@ pub fn run(args: &TarArgs) -> Result<()> {
             elsewhere => {
                 let (index, stats) = sink.finish()?;
                 let runtime = Runtime::new().context("cannot start")?;
-                write_elsewhere(&runtime, &elsewhere, index, &SourceConfig::default())?;
+                write_elsewhere(
+                    &runtime,
+                    &elsewhere,
+                    index,
+                    &settings::of_access(&args.access, args.cut.concurrency)?,
+                )?;
                 stats
             }
         };

@@ -8,16 +8,14 @@
 //! Invariant: parsing never panics, and what it refuses it names.
 
 mod own;
-mod units;
 mod vfs;
 
+pub use crate::config::units::{MAX_SPAN, parse_id, parse_size, parse_span, parse_switch};
 pub use own::{MOUNT_OPTIONS, MountOption, ValueKind};
-pub use units::{MAX_SPAN, parse_id, parse_size, parse_span, parse_switch};
 pub use vfs::VfsFlags;
 
-use self::units::distance;
 use self::vfs::{VFS_OPTIONS, vfs_option};
-use crate::config::MountConfig;
+use crate::config::{MountConfig, units};
 
 /// Options that mount(8) or systemd mean for themselves but that may reach us.
 const IGNORED: &[&str] = &[
@@ -156,10 +154,8 @@ fn is_ignored(name: &str) -> bool {
 
 /// The known name that differs least, if it differs little for its length.
 fn nearest(name: &str) -> Option<&'static str> {
-    let name = name.replace('_', "-").to_ascii_lowercase();
     let known = MOUNT_OPTIONS.iter().map(|option| option.name).chain(VFS_OPTIONS.iter().map(|option| option.name));
-    let (n, nearest) = known.map(|known| (distance(&name, known), known)).min_by_key(|(n, _)| *n)?;
-    (n <= 2 && n < nearest.len().div_ceil(2)).then_some(nearest)
+    units::nearest(name, known)
 }
 
 /// The options of a list without their quotes; empty ones are left out.

@@ -20,19 +20,56 @@ pub fn parse_size(text: &str) -> Option<u64> {
     number.checked_mul(1 << shift)
 }
 
-/// A span from `30` (seconds), `500ms`, `30s`, `1m`, `2h`, at most [`MAX_SPAN`].
+/// A span from `30` (seconds), `500ms`, `30s`, `1m`, `2h`, or in Go's way (as desync's flags take it) `1m30s`, `1.5s`; at most
+/// [`MAX_SPAN`].
 pub fn parse_span(text: &str) -> Option<Duration> {
-    let (digits, unit) = split_unit(text);
-    let number: u64 = digits.parse().ok()?;
-    let millis = match unit {
-        "ms" => 1,
-        "" | "s" => 1000,
-        "m" | "min" => 60 * 1000,
-        "h" => 60 * 60 * 1000,
-        _ => return None,
-    };
-    let span = Duration::from_millis(number.checked_mul(millis)?);
-    (span <= MAX_SPAN).then_some(span)
+    if let Ok(seconds) = text.parse::<u64>() {
+        let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
+        return Some(Duration::from_secs(seconds)).filter(|span| is_plain && *span <= MAX_SPAN);
+    }
+    let mut rest = text;
+    let mut span = Duration::ZERO;
+    while !rest.is_empty() {
+        let (number, behind) = split_at_end(rest, |c| c.is_ascii_digit() || c == '.');
+        let (unit, behind) = split_at_end(behind, |c| !c.is_ascii_digit() && c != '.');
+        let nanos: u64 = match unit {
+            "ns" => 1,
+            "us" | "µs" | "μs" => 1000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" | "min" => 60_000_000_000,
+            "h" => 3_600_000_000_000,
+            _ => return None,
+        };
+        span = span.checked_add(decimal(number, nanos)?).filter(|span| *span <= MAX_SPAN)?;
+        rest = behind;
+    }
+    (!text.is_empty()).then_some(span)
+}
+
+/// A number such as `3` or `1.5` of units of so many nanoseconds.
+fn decimal(number: &str, unit_nanos: u64) -> Option<Duration> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty() && fraction.is_empty() || fraction.contains('.') {
+        return None;
+    }
+    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+    let mut nanos = whole.checked_mul(unit_nanos)?;
+    let mut place = unit_nanos;
+    for digit in fraction.bytes() {
+        place /= 10;
+        nanos = nanos.checked_add(u64::from(digit - b'0') * place)?;
+    }
+    Some(Duration::from_nanos(nanos))
+}
+
+/// A span as [`parse_span`] reads it.
+pub fn show_span(span: Duration) -> String {
+    match (span.as_secs(), span.subsec_nanos()) {
+        (seconds, 0) => format!("{seconds}s"),
+        (_, nanos) if nanos % 1_000_000 == 0 => format!("{}ms", span.as_millis()),
+        _ => format!("{}ns", span.as_nanos()),
+    }
 }
 
 /// A user or group number; the one that means "nobody in particular" to the kernel (-1) is none.
@@ -50,12 +87,23 @@ pub fn parse_switch(text: &str) -> Option<bool> {
 }
 
 fn split_unit(text: &str) -> (&str, &str) {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    text.split_at(end)
+    split_at_end(text, |c| c.is_ascii_digit())
+}
+
+/// The longest beginning whose characters all belong, and the rest.
+fn split_at_end(text: &str, belongs: impl Fn(char) -> bool) -> (&str, &str) {
+    text.split_at(text.find(|c| !belongs(c)).unwrap_or(text.len()))
+}
+
+/// Of some names, the one that differs least from a mistyped one, if it differs little for its length.
+pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let name = name.replace('_', "-").to_ascii_lowercase();
+    let (n, nearest) = known.map(|known| (distance(&name, known), known)).min_by_key(|(n, _)| *n)?;
+    (n <= 2 && n < nearest.len().div_ceil(2)).then_some(nearest)
 }
 
 /// How many letters have to be changed, added or removed to come from one word to the other.
-pub(super) fn distance(a: &str, b: &str) -> usize {
+fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.chars().enumerate() {
@@ -107,12 +155,28 @@ mod tests {
             ("500ms", Some(500)),
             ("24h", Some(86_400_000)),
             ("25h", None),
+            ("1m30s", Some(90_000)),
+            ("1.5s", Some(1500)),
+            (".5s", Some(500)),
+            ("1h0.25m", Some(3_615_000)),
+            ("2000us", Some(2)),
+            ("3000000ns", Some(3)),
             ("18446744073709551615", None),
+            ("18446744073709551615h", None),
+            ("99999999999999999999s", None),
             ("1d", None),
             ("", None),
             ("s", None),
+            (".s", None),
+            ("1.2.3s", None),
+            ("1.5", None),
+            ("1m30", None),
+            ("+1", None),
+            ("-1s", None),
         ] {
-            assert_eq!(parse_span(text), millis.map(Duration::from_millis), "{text}");
+            let span = parse_span(text);
+            assert_eq!(span, millis.map(Duration::from_millis), "{text}");
+            assert!(span.is_none_or(|span| parse_span(&show_span(span)) == Some(span)), "{text}");
         }
     }
 

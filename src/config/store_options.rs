@@ -1,0 +1,590 @@
+//! What can be set for a store: one table for the configuration files, the environment and the command line.
+//!
+//! * [`STORE_OPTIONS`] is the table; [`StoreOption`] one row of it.
+//! * [`Value`] is what an option was set to, checked but not yet put anywhere; [`Draft`] is where it is put.
+//!
+//! Invariant: a value that was accepted can be put in; only a secret can still turn out to be wrong, when it is read.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::secret::{LazySecret, SecretSource};
+use super::units::{parse_span, parse_switch, show_span};
+use crate::chunk::cipher::{Algorithm, Cipher, Key};
+use crate::chunk::codec::Form;
+use crate::store::location::Location;
+use crate::store::{Secret, StoreOptions};
+
+/// The longest timeout: what desync's "none" becomes, because every request has one.
+pub const NO_TIMEOUT: Duration = super::units::MAX_SPAN;
+
+/// Sessions to one store at the most.
+const MAX_CONCURRENCY: u64 = 1024;
+
+/// Retries at the most: with waits of seconds, more than any read waits for.
+const MAX_RETRIES: u64 = 1000;
+
+/// Kinds of stores that an option means something to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// All.
+    Any,
+    /// Those with TLS: web servers, registries, S3 and Google Cloud Storage.
+    Tls,
+    /// Web servers and registries.
+    Http,
+    /// S3.
+    S3,
+    /// Google Cloud Storage.
+    Gcs,
+    /// Registries.
+    Oci,
+    /// SFTP and the casync protocol.
+    Ssh,
+}
+
+impl Scope {
+    /// Whether the store there is of such a kind.
+    pub fn covers(self, location: &Location) -> bool {
+        use Location::{Gcs, Http, Local, Oci, S3, Sftp, Ssh};
+        match self {
+            Self::Any => true,
+            Self::Tls => match location {
+                Http(_) | Oci(_) | S3(_) | Gcs { .. } => true,
+                Local(_) | Sftp(_) | Ssh(_) => false,
+            },
+            Self::Http => matches!(location, Http(_) | Oci(_)),
+            Self::S3 => matches!(location, S3(_)),
+            Self::Gcs => matches!(location, Gcs { .. }),
+            Self::Oci => matches!(location, Oci(_)),
+            Self::Ssh => matches!(location, Sftp(_) | Ssh(_)),
+        }
+    }
+}
+
+/// What an option was set to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// Yes or no.
+    Switch(bool),
+    /// A number.
+    Count(u64),
+    /// A time.
+    Span(Duration),
+    /// A file, or a program.
+    Path(PathBuf),
+    /// Files.
+    Paths(Vec<PathBuf>),
+    /// A text.
+    Text(String),
+    /// Names with values.
+    Pairs(Vec<(String, String)>),
+    /// A secret.
+    Secret(LazySecret),
+}
+
+impl Value {
+    /// The value as it may be shown, in the syntax of the TOML file.
+    pub fn shown(&self) -> String {
+        match self {
+            Self::Switch(yes) => yes.to_string(),
+            Self::Count(n) => n.to_string(),
+            Self::Span(span) => quoted(&show_span(*span)),
+            Self::Path(path) => quoted(&path.to_string_lossy()),
+            Self::Paths(paths) => {
+                let paths: Vec<String> = paths.iter().map(|path| quoted(&path.to_string_lossy())).collect();
+                format!("[{}]", paths.join(", "))
+            }
+            Self::Text(text) => quoted(text),
+            Self::Pairs(pairs) => {
+                let pairs: Vec<String> = pairs.iter().map(|(name, _)| quoted(&format!("{name}=***"))).collect();
+                format!("[{}]", pairs.join(", "))
+            }
+            Self::Secret(secret) => match secret.source() {
+                SecretSource::Text(_) => quoted("***"),
+                SecretSource::File(path) => format!("{{ file = {} }}", quoted(&path.to_string_lossy())),
+                // The arguments of a command may be secret enough.
+                SecretSource::Command(command) => {
+                    let program = command.first().map_or("", String::as_str);
+                    let rest = if command.len() > 1 { ", …" } else { "" };
+                    format!("{{ command = [{}{rest}] }}", quoted(program))
+                }
+            },
+        }
+    }
+}
+
+/// A text as TOML's basic string.
+pub fn quoted(text: &str) -> String {
+    let mut quoted = String::from('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            '\n' => quoted.push_str("\\n"),
+            '\t' => quoted.push_str("\\t"),
+            c if c.is_control() => quoted.push_str(&format!("\\u{:04X}", u32::from(c))),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+/// Which texts an option takes.
+#[derive(Debug, Clone, Copy)]
+pub enum Texts {
+    /// Any that is not empty.
+    Any,
+    /// A URL of a server.
+    Server,
+    /// One of these.
+    OneOf(&'static [&'static str]),
+}
+
+/// What an option takes, and where it is put.
+#[derive(Debug, Clone)]
+pub enum Kind {
+    /// Yes or no.
+    Switch(fn(&mut Draft, bool)),
+    /// A number of that range.
+    Count(RangeInclusive<u64>, fn(&mut Draft, u64)),
+    /// A time above 0.
+    Span(fn(&mut Draft, Duration)),
+    /// A file.
+    Path(fn(&mut Draft, PathBuf)),
+    /// A program, searched as the shell does it.
+    Program(fn(&mut Draft, PathBuf)),
+    /// Files.
+    Paths(fn(&mut Draft, Vec<PathBuf>)),
+    /// A text.
+    Text(Texts, fn(&mut Draft, String)),
+    /// Texts `name=value`.
+    Pairs(fn(&mut Draft, Vec<(String, String)>)),
+    /// A secret.
+    Secret(fn(&mut Draft, Secret)),
+}
+
+impl Kind {
+    /// What it takes, in words.
+    pub fn expected(&self) -> String {
+        match self {
+            Self::Switch(_) => "true or false".to_owned(),
+            Self::Count(range, _) => format!("a number from {} to {}", range.start(), range.end()),
+            Self::Span(_) => "a time above 0 such as \"30s\", \"500ms\" or \"1m30s\", at most 24h".to_owned(),
+            Self::Path(_) | Self::Program(_) => "a path".to_owned(),
+            Self::Paths(_) => "a list of paths".to_owned(),
+            Self::Text(Texts::Any, _) => "a text that is not empty".to_owned(),
+            Self::Text(Texts::Server, _) => "a server such as \"https://host:port\"".to_owned(),
+            Self::Text(Texts::OneOf(words), _) => {
+                let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+                words.join(" or ")
+            }
+            Self::Pairs(_) => "a list of texts \"name=value\"".to_owned(),
+            Self::Secret(_) => "a text, { file = \"/path\" } or { command = [\"program\", \"argument\"] }".to_owned(),
+        }
+    }
+
+    /// A value for a number.
+    pub fn count(&self, n: u64) -> Option<Value> {
+        match self {
+            Self::Count(range, _) if range.contains(&n) => Some(Value::Count(n)),
+            Self::Span(_) => span(Duration::from_secs(n)),
+            _ => None,
+        }
+    }
+
+    /// A value for a text of a file; paths in it begin in `dir`.
+    pub fn text(&self, text: &str, dir: &Path) -> Option<Value> {
+        if text.is_empty() {
+            return None;
+        }
+        match self {
+            Self::Span(_) => span(parse_span(text)?),
+            Self::Path(_) => Some(Value::Path(dir.join(text))),
+            Self::Program(_) => Some(Value::Path(match text.contains('/') {
+                true => dir.join(text),
+                false => PathBuf::from(text),
+            })),
+            Self::Paths(_) | Self::Pairs(_) => self.list(&[text.to_owned()], dir),
+            Self::Text(texts, _) => {
+                let fits = match texts {
+                    Texts::Any => true,
+                    Texts::Server => ["http://", "https://"].iter().any(|scheme| text.starts_with(scheme)),
+                    Texts::OneOf(words) => words.contains(&text),
+                };
+                fits.then(|| Value::Text(text.to_owned()))
+            }
+            Self::Secret(_) => Some(Value::Secret(LazySecret::text(text))),
+            Self::Switch(_) | Self::Count(..) => None,
+        }
+    }
+
+    /// A value for what was typed or stands in the environment, where everything is text.
+    pub fn typed(&self, text: &str, dir: &Path) -> Option<Value> {
+        match self {
+            Self::Switch(_) => Some(Value::Switch(parse_switch(text)?)),
+            Self::Count(..) => self.count(text.parse().ok()?),
+            _ => self.text(text, dir),
+        }
+    }
+
+    /// A value for a list of texts.
+    pub fn list(&self, texts: &[String], dir: &Path) -> Option<Value> {
+        if texts.iter().any(String::is_empty) {
+            return None;
+        }
+        match self {
+            Self::Paths(_) => Some(Value::Paths(texts.iter().map(|text| dir.join(text)).collect())),
+            Self::Pairs(_) => {
+                let pair = |text: &String| text.split_once('=').map(|(name, value)| (name.into(), value.into()));
+                Some(Value::Pairs(texts.iter().map(pair).collect::<Option<_>>()?))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn span(span: Duration) -> Option<Value> {
+    (!span.is_zero() && span <= super::units::MAX_SPAN).then_some(Value::Span(span))
+}
+
+/// One thing that can be set.
+#[derive(Debug)]
+pub struct StoreOption {
+    /// The key in a file, and the flag's name if there is one.
+    pub name: &'static str,
+    /// Which stores it is for.
+    pub scope: Scope,
+    /// What it takes.
+    pub kind: Kind,
+    /// What holds when nothing is said, in TOML; `None` for nothing.
+    pub default: Option<&'static str>,
+}
+
+impl StoreOption {
+    /// The option of that name.
+    pub fn find(name: &str) -> Option<&'static Self> {
+        STORE_OPTIONS.iter().find(|option| option.name == name)
+    }
+
+    /// Puts a value in; a secret is read now.
+    ///
+    /// # Errors
+    /// The secret cannot be read.
+    pub fn put(&self, draft: &mut Draft, value: &Value) -> Result<(), String> {
+        match (&self.kind, value.clone()) {
+            (Kind::Switch(put), Value::Switch(yes)) => put(draft, yes),
+            (Kind::Count(_, put), Value::Count(n)) => put(draft, n),
+            (Kind::Span(put), Value::Span(span)) => put(draft, span),
+            (Kind::Path(put) | Kind::Program(put), Value::Path(path)) => put(draft, path),
+            (Kind::Paths(put), Value::Paths(paths)) => put(draft, paths),
+            (Kind::Text(_, put), Value::Text(text)) => put(draft, text),
+            (Kind::Pairs(put), Value::Pairs(pairs)) => put(draft, pairs),
+            (Kind::Secret(put), Value::Secret(secret)) => put(draft, secret.get()?),
+            (kind, _) => return Err(format!("not {}", kind.expected())),
+        }
+        Ok(())
+    }
+}
+
+/// Options on their way: encryption is known only when all of its parts are.
+#[derive(Debug, Clone, Default)]
+pub struct Draft {
+    options: StoreOptions,
+    encryption: Option<bool>,
+    algorithm: Algorithm,
+    key: Option<Secret>,
+}
+
+impl Draft {
+    /// Options to begin with.
+    pub fn new(options: StoreOptions) -> Self {
+        Self { options, ..Self::default() }
+    }
+
+    /// The options, when everything has been put in.
+    ///
+    /// # Errors
+    /// Encryption without a key, or with a wrong one; halves of pairs.
+    pub fn finish(mut self) -> Result<StoreOptions, String> {
+        match (self.encryption, self.key) {
+            (Some(true), Some(key)) => {
+                let key: Key = key.expose().parse().map_err(|why| format!("encryption-key: {why}"))?;
+                self.options.layout.cipher = Some(Arc::new(Cipher::new(self.algorithm, &key)));
+            }
+            (Some(true), None) => {
+                return Err("encryption is on, and there is no encryption-key (DESYNC_ENCRYPTION_KEY)".to_owned());
+            }
+            (Some(false), _) => self.options.layout.cipher = None,
+            (None, _) => {}
+        }
+        let StoreOptions { http, s3, oci, .. } = &self.options;
+        for (one, has_one, other, has_other) in [
+            ("client-cert", http.client_cert.is_some(), "client-key", http.client_key.is_some()),
+            ("s3-access-key", s3.access_key.is_some(), "s3-secret-key", s3.secret_key.is_some()),
+            ("oci-username", oci.username.is_some(), "oci-password", oci.password.is_some()),
+        ] {
+            match (has_one, has_other) {
+                (true, false) => return Err(format!("{one} is given without {other}")),
+                (false, true) => return Err(format!("{other} is given without {one}")),
+                (true, true) | (false, false) => {}
+            }
+        }
+        Ok(self.options)
+    }
+}
+
+/// What a section that sets the first option takes back from those below it: credentials belong together, and halves of two
+/// different ones are none.
+pub const TOGETHER: &[(&str, &[&str])] = &[
+    ("s3-access-key", &["s3-secret-key", "s3-session-token"]),
+    ("s3-credentials-file", &["s3-access-key", "s3-secret-key", "s3-session-token"]),
+    ("s3-profile", &["s3-access-key", "s3-secret-key", "s3-session-token"]),
+    ("oci-username", &["oci-password"]),
+    ("client-cert", &["client-key"]),
+];
+
+const fn option(name: &'static str, scope: Scope, kind: Kind) -> StoreOption {
+    StoreOption { name, scope, kind, default: None }
+}
+
+const fn with_default(name: &'static str, scope: Scope, default: &'static str, kind: Kind) -> StoreOption {
+    StoreOption { name, scope, kind, default: Some(default) }
+}
+
+/// Everything that can be set, in the order it is shown.
+pub const STORE_OPTIONS: &[StoreOption] = &[
+    with_default(
+        "uncompressed",
+        Scope::Any,
+        "false",
+        Kind::Switch(|draft, yes| draft.options.layout.form = if yes { Form::Plain } else { Form::Compressed }),
+    ),
+    with_default("encryption", Scope::Any, "false", Kind::Switch(|draft, yes| draft.encryption = Some(yes))),
+    option(
+        "encryption-algorithm",
+        Scope::Any,
+        Kind::Text(Texts::OneOf(&["xchacha20-poly1305", "aes-256-gcm"]), |draft, text| {
+            draft.algorithm = text.parse().unwrap_or_default();
+        }),
+    ),
+    option("encryption-key", Scope::Any, Kind::Secret(|draft, secret| draft.key = Some(secret))),
+    with_default("skip-verify", Scope::Any, "false", Kind::Switch(|draft, yes| draft.options.skip_verify = yes)),
+    with_default("timeout", Scope::Any, "\"60s\"", Kind::Span(|draft, span| draft.options.request_timeout = span)),
+    with_default(
+        "error-retry",
+        Scope::Any,
+        "3",
+        Kind::Count(0..=MAX_RETRIES, |draft, n| draft.options.retry.n_retries = n as u32),
+    ),
+    with_default(
+        "error-retry-base-interval",
+        Scope::Any,
+        "\"200ms\"",
+        Kind::Span(|draft, span| {
+            let retry = &mut draft.options.retry;
+            retry.base = span;
+            retry.max = retry.max.max(span);
+        }),
+    ),
+    with_default(
+        "concurrency",
+        Scope::Any,
+        "10",
+        Kind::Count(1..=MAX_CONCURRENCY, |draft, n| draft.options.concurrency = n as usize),
+    ),
+    option("client-cert", Scope::Tls, Kind::Path(|draft, path| draft.options.http.client_cert = Some(path))),
+    option("client-key", Scope::Tls, Kind::Path(|draft, path| draft.options.http.client_key = Some(path))),
+    option("ca-cert", Scope::Tls, Kind::Path(|draft, path| draft.options.http.ca_cert = Some(path))),
+    with_default(
+        "trust-insecure",
+        Scope::Tls,
+        "false",
+        Kind::Switch(|draft, yes| draft.options.http.trust_insecure = yes),
+    ),
+    option("http-auth", Scope::Http, Kind::Secret(|draft, secret| draft.options.http.authorization = Some(secret))),
+    option("http-cookie", Scope::Http, Kind::Secret(|draft, secret| draft.options.http.cookie = Some(secret))),
+    option(
+        "s3-access-key",
+        Scope::S3,
+        Kind::Secret(|draft, secret| draft.options.s3.access_key = Some(secret.expose().to_owned())),
+    ),
+    option("s3-secret-key", Scope::S3, Kind::Secret(|draft, secret| draft.options.s3.secret_key = Some(secret))),
+    option("s3-session-token", Scope::S3, Kind::Secret(|draft, secret| draft.options.s3.session_token = Some(secret))),
+    option("s3-credentials-file", Scope::S3, Kind::Path(|draft, path| draft.options.s3.credentials_file = Some(path))),
+    option("s3-profile", Scope::S3, Kind::Text(Texts::Any, |draft, text| draft.options.s3.profile = Some(text))),
+    option("s3-region", Scope::S3, Kind::Text(Texts::Any, |draft, text| draft.options.s3.region = Some(text))),
+    with_default("s3-anonymous", Scope::S3, "false", Kind::Switch(|draft, yes| draft.options.s3.anonymous = yes)),
+    option("s3-more", Scope::S3, Kind::Pairs(|draft, pairs| draft.options.s3.more = pairs)),
+    option(
+        "gcs-credentials-file",
+        Scope::Gcs,
+        Kind::Path(|draft, path| draft.options.gcs.credentials_file = Some(path)),
+    ),
+    option(
+        "gcs-endpoint",
+        Scope::Gcs,
+        Kind::Text(Texts::Server, |draft, text| draft.options.gcs.endpoint = Some(text)),
+    ),
+    with_default("gcs-anonymous", Scope::Gcs, "false", Kind::Switch(|draft, yes| draft.options.gcs.anonymous = yes)),
+    option("oci-username", Scope::Oci, Kind::Text(Texts::Any, |draft, text| draft.options.oci.username = Some(text))),
+    option("oci-password", Scope::Oci, Kind::Secret(|draft, secret| draft.options.oci.password = Some(secret))),
+    option("docker-config", Scope::Oci, Kind::Path(|draft, path| draft.options.oci.docker_config = Some(path))),
+    with_default(
+        "ssh-program",
+        Scope::Ssh,
+        "\"ssh\"",
+        Kind::Program(|draft, path| draft.options.ssh.program = path.into()),
+    ),
+    with_default(
+        "ssh-remote-command",
+        Scope::Ssh,
+        "\"casync\"",
+        Kind::Text(Texts::Any, |draft, text| draft.options.ssh.remote_command = text),
+    ),
+    option("ssh-identity-file", Scope::Ssh, Kind::Paths(|draft, paths| draft.options.ssh.identity_files = paths)),
+    option("ssh-known-hosts", Scope::Ssh, Kind::Path(|draft, path| draft.options.ssh.known_hosts = Some(path))),
+    option("ssh-agent-socket", Scope::Ssh, Kind::Path(|draft, path| draft.options.ssh.agent_socket = Some(path))),
+    option("ssh-home", Scope::Ssh, Kind::Path(|draft, path| draft.options.ssh.home = Some(path))),
+    option("ssh-user", Scope::Ssh, Kind::Text(Texts::Any, |draft, text| draft.options.ssh.user = Some(text))),
+];
+
+/// Values by the options' places in [`STORE_OPTIONS`], each with what the caller keeps beside it.
+pub type ByOption<T> = BTreeMap<usize, T>;
+
+/// The place of an option in the table.
+pub fn place_of(name: &str) -> Option<usize> {
+    STORE_OPTIONS.iter().position(|option| option.name == name)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn put(name: &str, text: &str, draft: &mut Draft) {
+        let option = StoreOption::find(name).unwrap_or_else(|| panic!("{name}"));
+        let value = option.kind.typed(text, Path::new("/dir")).unwrap_or_else(|| panic!("{name} = {text}"));
+        option.put(draft, &value).unwrap();
+    }
+
+    #[test]
+    fn the_defaults_shown_are_those_of_stores() {
+        let mut draft = Draft::default();
+        for option in STORE_OPTIONS {
+            if let Some(default) = option.default {
+                put(option.name, default.trim_matches('"'), &mut draft);
+            }
+        }
+        assert_eq!(draft.finish().unwrap(), StoreOptions::default());
+    }
+
+    #[test]
+    fn every_option_changes_the_options() {
+        let texts = [
+            ("encryption-algorithm", "aes-256-gcm"),
+            ("encryption-key", "d69371915dbc4b1f0ec55e2a80f0e089accf4b32e0f8dc0e29fed7f0f30d1b26"),
+            ("gcs-endpoint", "http://h"),
+            ("s3-more", "aws_role_arn=arn"),
+        ];
+        // Others that an option needs.
+        let needed: &[&[&str]] = &[
+            &["encryption", "encryption-key", "encryption-algorithm"],
+            &["client-cert", "client-key"],
+            &["s3-access-key", "s3-secret-key"],
+            &["oci-username", "oci-password"],
+        ];
+        for option in STORE_OPTIONS {
+            let text = |option: &StoreOption| match option.kind {
+                Kind::Switch(_) => "yes",
+                Kind::Count(..) => "7",
+                Kind::Span(_) => "7s",
+                _ => texts.iter().find(|(name, _)| *name == option.name).map_or("x", |(_, text)| text),
+            };
+            let group = needed.iter().find(|group| group.contains(&option.name));
+            let names: Vec<&str> = group.map_or(vec![option.name], |group| group.to_vec());
+            let finished = |names: &[&str]| {
+                let mut draft = Draft::default();
+                for name in names {
+                    put(name, text(StoreOption::find(name).unwrap()), &mut draft);
+                }
+                draft.finish()
+            };
+            let with = finished(&names).unwrap();
+            assert_ne!(with, StoreOptions::default(), "{}", option.name);
+            let without: Vec<&str> = names.iter().copied().filter(|name| *name != option.name).collect();
+            assert_ne!(finished(&without), Ok(with), "{}", option.name);
+        }
+    }
+
+    #[test]
+    fn wrong_values_are_refused() {
+        for (name, text) in [
+            ("uncompressed", "maybe"),
+            ("timeout", "0"),
+            ("timeout", "25h"),
+            ("error-retry", "-1"),
+            ("error-retry", "1001"),
+            ("concurrency", "0"),
+            ("encryption-algorithm", "rot13"),
+            ("gcs-endpoint", "h:80"),
+            ("s3-more", "x"),
+            ("ca-cert", ""),
+            ("http-auth", ""),
+        ] {
+            assert_eq!(StoreOption::find(name).unwrap().kind.typed(text, Path::new("/")), None, "{name} = {text}");
+        }
+    }
+
+    #[test]
+    fn halves_are_refused() {
+        for (name, text, why) in [
+            ("client-cert", "x", "client-cert is given without client-key"),
+            ("s3-secret-key", "x", "s3-secret-key is given without s3-access-key"),
+            ("oci-password", "x", "oci-password is given without oci-username"),
+            ("encryption", "yes", "no encryption-key"),
+        ] {
+            let mut draft = Draft::default();
+            put(name, text, &mut draft);
+            assert!(draft.finish().unwrap_err().contains(why), "{name}");
+        }
+        let mut draft = Draft::default();
+        put("encryption", "yes", &mut draft);
+        put("encryption-key", "0123456789abcdef", &mut draft);
+        assert_eq!(draft.finish().unwrap_err(), "encryption-key: an encryption key is 64 hex digits");
+    }
+
+    #[test]
+    fn paths_begin_where_the_file_lies() {
+        for (name, text, wanted) in [
+            ("ca-cert", "ca.pem", "/dir/ca.pem"),
+            ("ca-cert", "/ca.pem", "/ca.pem"),
+            ("ssh-program", "ssh", "ssh"),
+            ("ssh-program", "./ssh", "/dir/./ssh"),
+        ] {
+            let value = StoreOption::find(name).unwrap().kind.text(text, Path::new("/dir"));
+            assert_eq!(value, Some(Value::Path(wanted.into())), "{name} = {text}");
+        }
+    }
+
+    #[test]
+    fn what_is_shown_is_no_secret() {
+        let secret = Value::Secret(LazySecret::text("geheim"));
+        let file = Value::Secret(LazySecret::new(SecretSource::File("/f".into())));
+        let command = vec!["pass".to_owned(), "geheim".to_owned()];
+        let command = Value::Secret(LazySecret::new(SecretSource::Command(command)));
+        for (value, shown) in [
+            (secret, "\"***\""),
+            (file, "{ file = \"/f\" }"),
+            (command, "{ command = [\"pass\", …] }"),
+            (Value::Pairs(vec![("a".into(), "geheim".into())]), "[\"a=***\"]"),
+            (Value::Text("a\"b\\\n".into()), r#""a\"b\\\n""#),
+            (Value::Span(Duration::from_millis(1500)), "\"1500ms\""),
+        ] {
+            assert_eq!(value.shown(), shown);
+        }
+    }
+}
