@@ -4,7 +4,7 @@
 //! * [`location`] turns what the user typed into a [`location::Location`]: the only parser of store locations. [`open`] makes
 //!   a store of it, as [`options`] say; [`layout`] names its objects.
 //! * [`local`] is a directory (`.castr`), [`fault`] a store that fails on script; [`router`] asks several in order, [`mirror`] those that
-//!   have the same chunks: `race` is the loop of both, `health` what they know about each.
+//!   have the same chunks: `race` is the loop of both, `health` and `latency` what they know about each.
 //! * [`retry`] asks again what failed in a way that can pass.
 //!
 //! Invariants: a store says `Ok(None)` for a chunk it does not have and an error for everything else; what it hands out is
@@ -13,6 +13,7 @@
 pub mod fault;
 pub mod files;
 mod health;
+mod latency;
 pub mod layout;
 pub mod local;
 pub mod location;

@@ -3,7 +3,7 @@
 //! * [`run`]: running a program with captured output and a time limit; the `caifs` command itself.
 //! * [`peers`]: the other programs that tests compare with, and what happens when one is missing.
 //! * [`server`]: servers on loopback, ended by their pid.
-//! * [`proxy`]: a bad network before a server.
+//! * [`proxy`]: a bad network before a server; [`http`] is what it reads.
 //! * [`scratch`]: directories that vanish, whatever was put into them.
 //! * [`mounted`]: mounts that are undone and servers that are ended, also when a test panics.
 //! * [`corner`]: a directory tree with everything that is hard to keep: ACLs, capabilities, devices, odd names.
@@ -16,6 +16,7 @@
 
 pub mod blob;
 pub mod corner;
+pub mod http;
 pub mod listing;
 pub mod mounted;
 pub mod peers;
