@@ -384,6 +384,19 @@ async fn groups_of_local_stores_are_read_in_order_on_the_calling_thread() {
     assert_eq!(fetched, Ok(Some(Fetched { stored, store: dirs[1].path().display().to_string() })));
 }
 
+#[test]
+fn groups_are_opened_as_mirrors_and_asked_in_order() {
+    use caifs::store::location::Location;
+    use caifs::store::open::{StoreSpec, open_stores};
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [a, b, c] = dirs.each_ref().map(|dir| dir.path().display().to_string());
+    let spec = |path: &String| StoreSpec { location: Location::parse(path).unwrap(), options: Default::default() };
+    let name = |groups: &[Vec<StoreSpec>]| open_stores(groups).unwrap().name().to_owned();
+    assert_eq!(name(&[vec![spec(&a), spec(&b)], vec![spec(&c)]]), format!("{a}|{b}, {c}"));
+    assert_eq!(name(&[vec![spec(&a), spec(&b)]]), format!("{a}|{b}"));
+    assert_eq!(name(&[vec![spec(&c)]]), c);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_router_asks_the_next_store_after_some_patience() {
     let hang = || Mirror::new("a", Fault::Hang);
