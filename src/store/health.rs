@@ -1,7 +1,7 @@
 //! How one of several stores is doing: what it answered, how fast, and whether it is set aside for a while.
 //!
 //! * [`Health`] hears of every request from its start to its end. [`MemberHealth`] is what it shows.
-//! * [`Latencies`] are the recent ones; their 95th percentile tells when a request is late.
+//! * Its [`Latencies`] tell when a request is late, and how long a silence shows it to be dead.
 //!
 //! A store is set aside after errors in a row, after a silence, or for wrong bytes: for a span that doubles each time
 //! it proves itself sick again. When the span is over, one request at a time probes it; any answer brings it back.
@@ -9,13 +9,13 @@
 //! Invariant: a store that only its readers gave up on (a lost race, a deadline) is judged by its silence, which is the
 //! time it was asked something and answered nothing; so a store nobody asks does not grow sick.
 
-use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::StoreError;
+use super::latency::{Latencies, MIN_DEADLY_SILENCE};
 use super::retry::RetryPolicy;
 use crate::digest::ChunkId;
 
@@ -31,30 +31,6 @@ const SPANS: RetryPolicy =
 /// is never reached by a store with one bad chunk in ten.
 const WRONG_WEIGHT: u32 = 10;
 const WRONG_LIMIT: u32 = 28;
-
-/// Latencies remembered a store.
-const N_LATENCIES: usize = 64;
-
-/// Fewer latencies than this say nothing about the 95th percentile.
-const MIN_LATENCIES: usize = 8;
-
-/// How long a request may take before it is late, while latencies are unknown.
-pub(super) const UNKNOWN_LATENESS: Duration = Duration::from_millis(500);
-
-/// A request is never late before this: timers and schedulers are no more exact, and a fast store needs no second one.
-pub(super) const MIN_LATENESS: Duration = Duration::from_millis(20);
-
-/// A request is always late after this.
-const MAX_LATENESS: Duration = Duration::from_secs(5);
-
-/// How much a request may take beyond the 95th percentile, so that a steady store is not late by a rounding error.
-const LATENESS_FACTOR: f64 = 1.25;
-
-/// The bounds of a silence that shows a store to be dead; between them it is some times the 95th percentile.
-const MIN_SILENCE: Duration = Duration::from_secs(1);
-const UNKNOWN_SILENCE: Duration = Duration::from_secs(2);
-const MAX_SILENCE: Duration = Duration::from_secs(10);
-const SILENCE_FACTOR: u32 = 4;
 
 /// What a store among several looks like from outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,7 +126,7 @@ struct Aside {
 impl Health {
     /// A store nothing is known about; a silence shorter than `min_silence` (of a second at the least) does not count.
     pub(super) fn new(name: &str, min_silence: Duration) -> Self {
-        Self { name: name.to_owned(), min_silence: min_silence.max(MIN_SILENCE), state: Mutex::default() }
+        Self { name: name.to_owned(), min_silence: min_silence.max(MIN_DEADLY_SILENCE), state: Mutex::default() }
     }
 
     /// Hears that a request began.
@@ -186,7 +162,7 @@ impl Health {
             }
             End::Dropped => {
                 // Given up on before it was late it says nothing; later it says that the latency is more than this.
-                if begun.is_fetch && latency >= state.lateness() {
+                if begun.is_fetch && latency >= state.latencies.lateness() {
                     state.latencies.add(latency, false);
                 }
                 state.rest(now);
@@ -222,7 +198,7 @@ impl Health {
             return true;
         }
         let silence = state.silence(now);
-        if silence < state.deadly_silence(self.min_silence) {
+        if silence < state.latencies.deadly_silence(self.min_silence) {
             return false;
         }
         state.n_failures += 1;
@@ -235,12 +211,12 @@ impl Health {
     /// How much longer it may be silent before it seems dead.
     pub(super) fn until_dead(&self, now: Instant) -> Duration {
         let state = self.lock();
-        state.deadly_silence(self.min_silence).saturating_sub(state.silence(now))
+        state.latencies.deadly_silence(self.min_silence).saturating_sub(state.silence(now))
     }
 
     /// How long a fetch may take before it is late.
     pub(super) fn lateness(&self) -> Duration {
-        self.lock().lateness()
+        self.lock().latencies.lateness()
     }
 
     /// Counts that another store was asked because this one was late.
@@ -278,13 +254,14 @@ impl Health {
             name: self.name.clone(),
             is_healthy: state.aside.is_none(),
             set_aside_for: state.aside.map(|aside| aside.until.saturating_duration_since(now)),
-            p95: state.latencies.p95(Latencies::is_answer),
+            p95: state.latencies.p95(),
             n_requests: state.n_requests,
             n_failures: state.n_failures,
             n_hedges: state.n_hedges,
         }
     }
 
+    /// Says it to the log, with the lock given back.
     fn tell(&self, news: Option<String>) {
         if let Some(news) = news {
             tracing::warn!("chunk store {}: {news}", self.name);
@@ -319,21 +296,6 @@ impl State {
         self.past_silence + self.silent_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
-    fn deadly_silence(&self, min: Duration) -> Duration {
-        let p95 = self.latencies.p95(Latencies::is_answer);
-        let usual = p95.map_or(UNKNOWN_SILENCE, |p95| p95.saturating_mul(SILENCE_FACTOR).min(MAX_SILENCE));
-        usual.max(min)
-    }
-
-    fn lateness(&self) -> Duration {
-        let lateness = match self.latencies.p95(|_| true) {
-            Some(p95) => p95.mul_f64(LATENESS_FACTOR),
-            // What is known of a few is at least that such a latency happens.
-            None => UNKNOWN_LATENESS.max(self.latencies.longest() * 2),
-        };
-        lateness.clamp(MIN_LATENESS, MAX_LATENESS)
-    }
-
     /// Counts an error; the span if it is set aside (again) for it.
     fn fail(&mut self, now: Instant, is_probe: bool) -> Option<Duration> {
         self.n_failures += 1;
@@ -365,37 +327,6 @@ impl State {
             self.returned = Some(now);
         }
         is_back
-    }
-}
-
-/// The last latencies, oldest first, and of each whether it is that of an answer: otherwise nobody waited any longer.
-#[derive(Debug, Default)]
-struct Latencies(VecDeque<(Duration, bool)>);
-
-impl Latencies {
-    fn add(&mut self, latency: Duration, is_answer: bool) {
-        if self.0.len() == N_LATENCIES {
-            self.0.pop_front();
-        }
-        self.0.push_back((latency, is_answer));
-    }
-
-    fn is_answer(sample: &(Duration, bool)) -> bool {
-        sample.1
-    }
-
-    fn longest(&self) -> Duration {
-        self.0.iter().map(|(latency, _)| *latency).max().unwrap_or_default()
-    }
-
-    fn p95(&self, is_meant: impl Fn(&(Duration, bool)) -> bool) -> Option<Duration> {
-        let mut latencies: Vec<Duration> =
-            self.0.iter().filter(|sample| is_meant(sample)).map(|(latency, _)| *latency).collect();
-        if latencies.len() < MIN_LATENCIES {
-            return None;
-        }
-        let rank = (latencies.len() * 95).div_ceil(100) - 1;
-        Some(*latencies.select_nth_unstable(rank).1)
     }
 }
 
@@ -521,34 +452,16 @@ mod tests {
         // The late answer is one, too.
         patient.health.end(patient.now, begun, End::Found);
         assert_eq!(patient.span(), None);
-        assert_eq!(patient.health.until_dead(patient.now), UNKNOWN_SILENCE);
-    }
-
-    #[test]
-    fn a_request_is_late_after_the_95th_percentile() {
-        let mut patient = Patient::new();
-        assert_eq!(patient.health.lateness(), UNKNOWN_LATENESS);
-        for i in 1..=100 {
-            patient.request(MS * i, End::Found);
-        }
-        // Of 37 ms to 100 ms.
-        assert_eq!(patient.health.show(patient.now).p95, Some(97 * MS));
-        assert_eq!(patient.health.lateness(), (97 * MS).mul_f64(1.25));
-        for (latency, lateness) in [(MS, MIN_LATENESS), (Duration::from_secs(20), MAX_LATENESS)] {
-            for _ in 0..N_LATENCIES {
-                patient.request(latency, End::Found);
-            }
-            assert_eq!(patient.health.lateness(), lateness);
-        }
+        assert_eq!(patient.health.until_dead(patient.now), 2000 * MS);
     }
 
     #[test]
     fn only_requests_given_up_on_late_count_and_they_lengthen_what_is_late() {
         let mut patient = Patient::new();
-        for _ in 0..N_LATENCIES {
+        for _ in 0..64 {
             patient.request(100 * MS, End::Found);
         }
-        for _ in 0..N_LATENCIES {
+        for _ in 0..64 {
             patient.request(MS, End::Dropped);
             patient.request(MS, End::Missing);
         }

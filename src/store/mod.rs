@@ -5,8 +5,8 @@
 //!   a store of it, as [`options`] say; [`layout`] names its objects.
 //! * Where it can lie: [`local`] is a directory (`.castr`), [`local_files`] one of whole files, [`http`] a web server, [`object`] a bucket of
 //!   S3 or Google, [`oci`] a registry, [`sftp`] a directory of another machine; [`fault`] is a store that fails on script.
-//! * [`router`] asks several in order, [`mirror`] those that have the same chunks: `race` is the loop of both, `health` what they know
-//!   about each.
+//! * [`router`] asks several in order, [`mirror`] those that have the same chunks: `race` is the loop of both, `health` and
+//!   `latency` what they know about each.
 //! * [`retry`] asks again what failed in a way that can pass.
 //!
 //! Invariants: a store says `Ok(None)` for a chunk it does not have and an error for everything else; what it hands out is
@@ -16,6 +16,7 @@ pub mod fault;
 pub mod files;
 mod health;
 pub mod http;
+mod latency;
 pub mod layout;
 pub mod local;
 pub mod local_files;

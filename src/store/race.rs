@@ -15,7 +15,8 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::Instant;
 
-use super::health::{Begun, End, Health, MIN_LATENESS, MemberHealth, Standing, UNKNOWN_LATENESS};
+use super::health::{Begun, End, Health, MemberHealth, Standing};
+use super::latency::{MIN_LATENESS, UNKNOWN_LATENESS};
 use super::{BlockingStore, Fetched, Store, StoreError, Stored};
 use crate::digest::ChunkId;
 

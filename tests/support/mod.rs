@@ -3,7 +3,7 @@
 //! * [`run`]: running a program with captured output and a time limit; the `caifs` command itself.
 //! * [`peers`]: the other programs that tests compare with, and what happens when one is missing.
 //! * [`server`]: servers on loopback, ended by their pid; [`servers`]: how each of them is set up.
-//! * [`proxy`]: a bad network before a server.
+//! * [`proxy`]: a bad network before a server; [`http`] is what it reads.
 //! * [`scripted`]: a web server that answers by script.
 //! * [`certificates`]: a CA and what it signed.
 //! * [`scratch`]: directories that vanish, whatever was put into them.
@@ -19,6 +19,7 @@
 pub mod blob;
 pub mod certificates;
 pub mod corner;
+pub mod http;
 pub mod listing;
 pub mod mounted;
 pub mod peers;

@@ -22,8 +22,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{oneshot, watch};
 
-/// The longest head of a message that is read.
-const MAX_HEAD_BYTES: usize = 64 << 10;
+use super::http::{BodySize, Head, read_chunked, read_exactly};
 
 /// What is written at once; between two pieces the network can go down.
 const PIECE_BYTES: usize = 64 << 10;
@@ -277,8 +276,8 @@ impl Shared {
                 if n == 0 {
                     return to_client.shutdown().await;
                 }
-                to_client.write_all(&buffer[..n]).await?;
                 self.sent_bytes.fetch_add(n as u64, Ordering::SeqCst);
+                to_client.write_all(&buffer[..n]).await?;
             }
         };
         tokio::try_join!(there, back)?;
@@ -361,12 +360,13 @@ impl Shared {
     async fn send(&self, client: &mut TcpStream, head: &[u8], body: &[u8]) -> io::Result<()> {
         let (first, rest) = body.split_at(body.len().min(PIECE_BYTES));
         self.pass().await;
-        client.write_all(&[head, first].concat()).await?;
+        // Counted before the client can have it, so that the count is right once the client has all.
         self.sent_bytes.fetch_add(first.len() as u64, Ordering::SeqCst);
+        client.write_all(&[head, first].concat()).await?;
         for piece in rest.chunks(PIECE_BYTES) {
             self.pass().await;
-            client.write_all(piece).await?;
             self.sent_bytes.fetch_add(piece.len() as u64, Ordering::SeqCst);
+            client.write_all(piece).await?;
         }
         Ok(())
     }
@@ -440,121 +440,4 @@ fn status(code: u16, retry_after: Option<u64>) -> (Head, Vec<u8>) {
         head.set("Retry-After", seconds);
     }
     (head, body)
-}
-
-/// How long a body is.
-enum BodySize {
-    Chunked,
-    Bytes(usize),
-    ToTheEnd,
-}
-
-/// The head of a request or response.
-struct Head {
-    start_line: String,
-    fields: Vec<(String, String)>,
-}
-
-impl Head {
-    /// Reads a head; `None` if the connection ends before it.
-    async fn read(stream: &mut TcpStream, unread: &mut BytesMut) -> io::Result<Option<Self>> {
-        let mut n_seen = 0usize;
-        let end = loop {
-            let found = unread[n_seen..].windows(4).position(|bytes| bytes == b"\r\n\r\n");
-            if let Some(position) = found {
-                break n_seen + position;
-            }
-            if unread.len() > MAX_HEAD_BYTES {
-                return Err(ErrorKind::InvalidData.into());
-            }
-            n_seen = unread.len().saturating_sub(3);
-            if stream.read_buf(unread).await? == 0 {
-                return if unread.is_empty() { Ok(None) } else { Err(ErrorKind::UnexpectedEof.into()) };
-            }
-        };
-        let bytes = unread.split_to(end + 4);
-        let text = String::from_utf8_lossy(&bytes[..end]);
-        let mut lines = text.split("\r\n");
-        let start_line = lines.next().unwrap_or_default().to_owned();
-        let field = |line: &str| {
-            let (name, value) = line.split_once(':')?;
-            Some((name.to_owned(), value.trim().to_owned()))
-        };
-        Ok(Some(Self { start_line, fields: lines.filter_map(field).collect() }))
-    }
-
-    fn value(&self, name: &str) -> Option<&str> {
-        self.fields.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
-    }
-
-    /// Removes a field; its value if it was there.
-    fn take(&mut self, name: &str) -> Option<String> {
-        let position = self.fields.iter().position(|(key, _)| key.eq_ignore_ascii_case(name))?;
-        Some(self.fields.remove(position).1)
-    }
-
-    fn set(&mut self, name: &str, value: impl ToString) {
-        self.take(name);
-        self.fields.push((name.to_owned(), value.to_string()));
-    }
-
-    fn body_size(&self) -> BodySize {
-        if self.value("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
-            return BodySize::Chunked;
-        }
-        self.value("content-length").and_then(|value| value.parse().ok()).map_or(BodySize::ToTheEnd, BodySize::Bytes)
-    }
-
-    /// The code of a response.
-    fn status(&self) -> &str {
-        self.start_line.split(' ').nth(1).unwrap_or_default()
-    }
-
-    fn to_bytes(&self) -> Vec<u8> {
-        let mut text = format!("{}\r\n", self.start_line);
-        for (name, value) in &self.fields {
-            text.extend([name, ": ", value, "\r\n"]);
-        }
-        text.push_str("\r\n");
-        text.into_bytes()
-    }
-}
-
-async fn read_exactly(stream: &mut TcpStream, unread: &mut BytesMut, n: usize) -> io::Result<Vec<u8>> {
-    while unread.len() < n {
-        unread.reserve(n - unread.len());
-        if stream.read_buf(unread).await? == 0 {
-            return Err(ErrorKind::UnexpectedEof.into());
-        }
-    }
-    Ok(unread.split_to(n).to_vec())
-}
-
-async fn read_line(stream: &mut TcpStream, unread: &mut BytesMut) -> io::Result<String> {
-    loop {
-        if let Some(end) = unread.windows(2).position(|bytes| bytes == b"\r\n") {
-            let line = unread.split_to(end + 2);
-            return Ok(String::from_utf8_lossy(&line[..end]).into_owned());
-        }
-        if unread.len() > MAX_HEAD_BYTES || stream.read_buf(unread).await? == 0 {
-            return Err(ErrorKind::UnexpectedEof.into());
-        }
-    }
-}
-
-async fn read_chunked(stream: &mut TcpStream, unread: &mut BytesMut) -> io::Result<Vec<u8>> {
-    let mut body = Vec::new();
-    loop {
-        let line = read_line(stream, unread).await?;
-        let size = line.split(';').next().unwrap_or_default().trim();
-        let size = usize::from_str_radix(size, 16).map_err(|_| ErrorKind::InvalidData)?;
-        if size == 0 {
-            break;
-        }
-        body.extend(read_exactly(stream, unread, size).await?);
-        read_exactly(stream, unread, 2).await?;
-    }
-    // Trailers are dropped.
-    while !read_line(stream, unread).await?.is_empty() {}
-    Ok(body)
 }
