@@ -56,6 +56,9 @@ const TOUCH_AFTER: Duration = Duration::from_secs(60);
 /// The compression of what we keep. Level 1 writes a third faster than level 3 and reads as fast, for some percent of space.
 const KEEP_LEVEL: i32 = 1;
 
+/// The part of the cache that goes when a write finds the disk full.
+const SHARE_OF_FULL_DISK: u64 = 32;
+
 /// Bad files kept for whoever wants to know what happened, and how large each may be. All others are removed.
 const MAX_QUARANTINED: usize = 16;
 const MAX_QUARANTINED_BYTES: u64 = 1 << 20;
@@ -333,7 +336,7 @@ impl Inner {
         if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) {
             // However full the disk is, what is old can make room for what is new.
             let total_bytes = self.state.peek().map_or(0, |state| state.total_bytes);
-            self.start_eviction(0, total_bytes / 64);
+            self.start_eviction(0, total_bytes / SHARE_OF_FULL_DISK);
         }
         self.writes.failed(&self.root, error);
         *self.workplace.write().unwrap_or_else(PoisonError::into_inner) = None;
@@ -353,6 +356,7 @@ impl Inner {
         for name in ["tmp", "files", "blocks", "quarantine"] {
             make_directory(&self.private.join(name), 0o700)?;
         }
+        evict::open_lock(&self.private)?;
         let tmp = self.private.join("tmp");
         workplace::remove_dead(&tmp)?;
         let is_new = !self.state.update(|state| state.is_known)? && self.is_new();

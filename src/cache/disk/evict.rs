@@ -8,7 +8,7 @@
 //! born during the walk is left out by the count (its writer has added it to `State::since_bytes`), one born before is counted, and
 //! one born in the first moment of the walk, which might be either, is both.
 
-use std::fs::{self, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
@@ -131,16 +131,21 @@ impl Inner {
     }
 }
 
-/// Counts and makes room. Gives how long to wait before the next run.
-fn run(inner: &Inner, wanted_bytes: u64, lacking_bytes: u64) -> io::Result<Duration> {
-    let lock = OpenOptions::new()
+/// Opens the lock of whoever makes room. It is made with the cache: on a full disk it could not be.
+pub(super) fn open_lock(private: &Path) -> io::Result<File> {
+    OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
-        .open(inner.private.join("evict.lock"))?;
+        .open(private.join("evict.lock"))
+}
+
+/// Counts and makes room. Gives how long to wait before the next run.
+fn run(inner: &Inner, wanted_bytes: u64, lacking_bytes: u64) -> io::Result<Duration> {
+    let lock = open_lock(&inner.private)?;
     let Ok(lock) = try_lock(lock)? else { return Ok(PAUSE_AFTER_OTHERS) };
     let walk = inner.state.update(|state| {
         state.walk = state.walk.wrapping_add(1);

@@ -72,7 +72,12 @@ impl Workplace {
         let mut tries = 0;
         loop {
             match rename(&temporary.0, target, taken) {
-                Ok(()) => return Ok(true),
+                Ok(moved) => {
+                    if moved == Moved::Renamed {
+                        temporary.keep();
+                    }
+                    return Ok(true);
+                }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists && taken == Taken::Leave => return Ok(false),
                 // The directory is not there yet, or an eviction has just removed it.
                 Err(error) if error.kind() == ErrorKind::NotFound && tries < MAX_TRIES => {
@@ -134,34 +139,53 @@ pub(super) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     }
 }
 
-/// A temporary file, removed when it is still there.
+/// A temporary file, removed unless it has found its place.
 struct Temporary(PathBuf);
 
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // It is not there any more when it has found its place.
-        drop(fs::remove_file(&self.0));
+impl Temporary {
+    fn keep(mut self) {
+        self.0 = PathBuf::new();
     }
 }
 
-fn rename(from: &Path, to: &Path, taken: Taken) -> io::Result<()> {
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.0.as_os_str().is_empty() {
+            // What cannot be removed is left to whoever opens the cache next.
+            drop(fs::remove_file(&self.0));
+        }
+    }
+}
+
+/// How a file came to its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Moved {
+    /// It has its new name only.
+    Renamed,
+    /// It has both names.
+    Linked,
+}
+
+fn rename(from: &Path, to: &Path, taken: Taken) -> io::Result<Moved> {
     if taken == Taken::Replace {
-        return fs::rename(from, to);
+        return fs::rename(from, to).map(|()| Moved::Renamed);
     }
     #[cfg(target_env = "gnu")]
     {
         use nix::errno::Errno;
         use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
         match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(Moved::Renamed),
             Err(Errno::EINVAL | Errno::ENOSYS) => {}
             Err(errno) => return Err(errno.into()),
         }
     }
     // A second name cannot replace anything either; the first goes with the temporary file.
     match fs::hard_link(from, to) {
-        Err(error) if !matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) => fs::rename(from, to),
-        linked => linked,
+        Err(error) if !matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) => {
+            fs::rename(from, to).map(|()| Moved::Renamed)
+        }
+        linked => linked.map(|()| Moved::Linked),
     }
 }
 
@@ -182,7 +206,7 @@ mod tests {
         fs::write(dir.path().join("1-dead/7"), "left").unwrap();
         remove_dead(dir.path()).unwrap();
         let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
-        assert_eq!(left, [living.path.clone()]);
+        assert_eq!(left, std::slice::from_ref(&living.path));
         assert!(living.path.join("5").exists());
         drop(living);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
