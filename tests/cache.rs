@@ -123,8 +123,8 @@ async fn a_kept_chunk_comes_back_and_any_store_reads_it() {
     let chunks: Vec<Chunk> = (1..20).map(|seed| chunk(seed, 1 + 5000 * seed as usize)).collect();
     for chunk in &chunks {
         assert!(!tier.has(chunk.id()) && !get(&tier, chunk));
-        tier.keep(chunk);
-        tier.keep(chunk);
+        tier.keep(chunk, None);
+        tier.keep(chunk, None);
         assert!(tier.has(chunk.id()) && get(&tier, chunk));
     }
     assert_eq!((report.n_disk_kept.get(), report.n_disk_hits.get(), report.n_disk_misses.get()), (19, 19, 19));
@@ -159,8 +159,8 @@ fn a_damaged_file_is_a_miss_is_taken_away_and_can_be_kept_again() {
     let scratch = Scratch::new();
     let (tier, report) = open(&scratch, 64 << 20);
     let (one, other) = (chunk(1, 9000), chunk(2, 9000));
-    tier.keep(&one);
-    tier.keep(&other);
+    tier.keep(&one, None);
+    tier.keep(&other, None);
     let (path, right) = (chunk_file(&scratch, one.id()), fs::read(chunk_file(&scratch, one.id())).unwrap());
     let swapped = fs::read(chunk_file(&scratch, other.id())).unwrap();
     let half_zero = [&right[..4096], &vec![0; right.len() - 4096][..]].concat();
@@ -187,13 +187,13 @@ fn a_damaged_file_is_a_miss_is_taken_away_and_can_be_kept_again() {
         assert!(!get(&tier, &one), "case {case}");
         assert_eq!(report.n_disk_bad.get(), n_bad + 1, "case {case}");
         assert!(!path.exists(), "case {case}");
-        tier.keep(&one);
+        tier.keep(&one, None);
         assert!(get(&tier, &one), "case {case}");
     }
     // A longer file than the chunk can have is not read, and replaced by who has the chunk.
     damage(&path, &vec![1; 1 << 20]);
     assert!(!get(&tier, &one) && path.exists());
-    tier.keep(&one);
+    tier.keep(&one, None);
     assert!(get(&tier, &one));
     // Things that are no files.
     for make in [
@@ -205,13 +205,13 @@ fn a_damaged_file_is_a_miss_is_taken_away_and_can_be_kept_again() {
         fs::remove_file(&path).unwrap();
         make(&path);
         assert!(!get(&tier, &one) && !tier.has(one.id()));
-        tier.keep(&one);
+        tier.keep(&one, None);
         if path.is_dir() {
             fs::remove_dir(&path).unwrap()
         } else {
             fs::remove_file(&path).unwrap()
         }
-        tier.keep(&one);
+        tier.keep(&one, None);
         assert!(get(&tier, &one));
     }
     // Only so many bad files are kept to look at, and none of them is served.
@@ -229,7 +229,7 @@ fn no_flipped_bit_of_a_file_is_served() {
     let (tier, _) = open(&scratch, 64 << 20);
     let chunk =
         Chunk::of(Digest::default(), Bytes::from_static(b"a chunk, a chunk, a chunk of a few bytes only, a chunk"));
-    tier.keep(&chunk);
+    tier.keep(&chunk, None);
     let path = chunk_file(&scratch, chunk.id());
     let right = fs::read(&path).unwrap();
     for at in 0..right.len() {
@@ -249,7 +249,7 @@ fn a_seal_in_a_file_that_others_may_write_is_not_believed() {
     let scratch = Scratch::new();
     let (tier, _) = open(&scratch, 64 << 20);
     let (one, other) = (chunk(1, 5000), chunk(2, 5000));
-    tier.keep(&one);
+    tier.keep(&one, None);
     let path = chunk_file(&scratch, one.id());
     // A forged seal: right for the content of another chunk, under the id of this one.
     let forged = forge(&other, one.id());
@@ -269,7 +269,7 @@ fn a_seal_in_a_file_that_others_may_write_is_not_believed() {
 fn forge(content: &Chunk, id: ChunkId) -> Vec<u8> {
     let scratch = Scratch::new();
     let (tier, _) = open(&scratch, 64 << 20);
-    tier.keep(content);
+    tier.keep(content, None);
     let mut stored = fs::read(chunk_file(&scratch, content.id())).unwrap();
     let n_frame = stored.len() - 56;
     let seal = &mut stored[n_frame..];
@@ -343,7 +343,7 @@ fn the_quota_holds_at_all_times_with_four_openers_and_twice_as_much_to_keep() {
                         let chunk = chunk(1 + random.below(900), 40_000 + random.below(30_000) as usize / 4096 * 4096);
                         // The length differs by drawing, so the same number is several chunks.
                         if !get(&tier, &chunk) {
-                            tier.keep(&chunk);
+                            tier.keep(&chunk, None);
                         }
                     }
                     tier.wait_idle();
@@ -375,7 +375,7 @@ fn what_was_hit_outlives_what_was_not() {
     let (tier, report) = open(&scratch, 8 << 20);
     let chunks: Vec<Chunk> = (0..80).map(|seed| chunk(seed + 1, 60_000)).collect();
     for chunk in &chunks {
-        tier.keep(chunk);
+        tier.keep(chunk, None);
         assert!(tier.has(chunk.id()));
         make_old(&chunk_file(&scratch, chunk.id()), Duration::from_secs(3600));
     }
@@ -391,7 +391,7 @@ fn what_was_hit_outlives_what_was_not() {
     assert_eq!(fs::metadata(&file).unwrap().modified().unwrap(), before);
     let mut seed = 1000;
     while report.n_disk_evicted.get() == 0 {
-        tier.keep(&chunk(seed, 60_000));
+        tier.keep(&chunk(seed, 60_000), None);
         seed += 1;
         assert!(seed < 1200, "{report:?}");
         tier.wait_idle();
@@ -411,7 +411,7 @@ fn writer_that_is_killed() {
     let (Some(path), Some(start)) = (std::env::var_os(WRITER_PATH), std::env::var(WRITER_START).ok()) else { return };
     let (tier, report) = open(Path::new(&path), WRITER_QUOTA_BYTES);
     for seed in start.parse::<u64>().unwrap().. {
-        tier.keep(&chunk(seed, 30_000));
+        tier.keep(&chunk(seed, 30_000), None);
         if report.n_disk_kept.get() > 0 {
             let _ = writeln!(std::io::stderr(), "kept");
         }
@@ -483,7 +483,7 @@ fn processes_share_the_total() {
     let mut seed = 9_000_000;
     while n_full < 20 || report.n_disk_kept.get() < 20 {
         assert!(start.elapsed() < LIMIT, "{n_full} {report:?}");
-        tier.keep(&chunk(seed, 30_000));
+        tier.keep(&chunk(seed, 30_000), None);
         seed += 1;
         let n_bytes = apparent_bytes(&scratch);
         assert!(n_bytes <= WRITER_QUOTA_BYTES / 100 * 105, "{n_bytes}");
@@ -508,7 +508,7 @@ fn an_adopted_directory_is_counted_before_anything_is_kept() {
     let (tier, report) = open(&scratch, 4 << 20);
     let new = chunk(1000, 50_000);
     until("the new chunk is kept", || {
-        tier.keep(&new);
+        tier.keep(&new, None);
         // Whatever else: not before it fits.
         assert!(!tier.has(new.id()) || apparent_bytes(&scratch) <= (4 << 20) / 100 * 105);
         tier.has(new.id())
@@ -548,7 +548,7 @@ fn a_full_disk_stops_keeping_and_not_reading() {
         let Some(disk) = tmpfs(&scratch, name, options) else { return };
         let (tier, report) = open(&disk.join("cache"), 1 << 30);
         let chunks: Vec<Chunk> = (0..60).map(|seed| chunk(seed + 1, 60_000)).collect();
-        chunks.iter().for_each(|chunk| tier.keep(chunk));
+        chunks.iter().for_each(|chunk| tier.keep(chunk, None));
         assert_eq!(report.n_disk_errors.get() == 0, is_seen, "{name}");
         tier.wait_idle();
         let n_kept = chunks.iter().filter(|chunk| get(&tier, chunk)).count();
@@ -557,7 +557,7 @@ fn a_full_disk_stops_keeping_and_not_reading() {
         assert_eq!(temporary_files(tier.path()), Vec::<PathBuf>::new());
         // It heals by itself: what is old makes room.
         until("a chunk is kept again", || {
-            tier.keep(&new);
+            tier.keep(&new, None);
             tier.has(new.id())
         });
         assert!(get(&tier, &new));
@@ -577,7 +577,7 @@ fn so_many_bytes_of_the_disk_stay_free() {
         answer.blocks_available() as u64 * answer.fragment_size() as u64
     };
     for seed in 1..100 {
-        tier.keep(&chunk(seed, 60_000));
+        tier.keep(&chunk(seed, 60_000), None);
         assert!(free() >= KEEP_FREE, "{}", free());
     }
     tier.wait_idle();
@@ -589,7 +589,7 @@ fn so_many_bytes_of_the_disk_stay_free() {
     fs::write(disk.join("other"), vec![1; 5 << 20]).unwrap();
     let mut seed = 1000;
     until("the cache gives way", || {
-        tier.keep(&chunk(seed, 60_000));
+        tier.keep(&chunk(seed, 60_000), None);
         seed += 1;
         tier.wait_idle();
         free() >= KEEP_FREE - (1 << 20) && tier.weight_bytes() < weight
@@ -606,7 +606,7 @@ fn a_directory_that_vanishes_or_is_read_only_heals_when_it_is_back() {
     let one = chunk(1, 5000);
     let keeps = |chunk: &Chunk| {
         until("a chunk is kept again", || {
-            tier.keep(chunk);
+            tier.keep(chunk, None);
             tier.has(chunk.id())
         });
         assert!(get(&tier, chunk));
@@ -623,7 +623,7 @@ fn a_directory_that_vanishes_or_is_read_only_heals_when_it_is_back() {
     // Something else in its place, for a while.
     fs::remove_dir_all(&cache).unwrap();
     fs::write(&cache, "a file").unwrap();
-    tier.keep(&one);
+    tier.keep(&one, None);
     assert!(!get(&tier, &one) && !tier.has(one.id()) && tier.kept_file("key").is_none());
     tier.keep_file("key", None, None, b"content");
     map.set(4, one.id());
@@ -638,25 +638,25 @@ fn a_directory_that_vanishes_or_is_read_only_heals_when_it_is_back() {
     let cache = scratch.join("read-only");
     let (tier, _) = open(&cache, 4 << 20);
     let (two, three) = (chunk(2, 5000), chunk(3, 5000));
-    tier.keep(&two);
+    tier.keep(&two, None);
     make_old(&chunk_file(&cache, two.id()), Duration::from_secs(3600));
     // The same directory, mounted over itself.
     let bind = |flags| mount(Some(&cache), &cache, None::<&str>, MsFlags::MS_BIND | flags, None::<&str>).unwrap();
     bind(MsFlags::empty());
     bind(MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY);
     assert!(get(&tier, &two));
-    tier.keep(&three);
+    tier.keep(&three, None);
     tier.keep_file("key", None, None, b"content");
     assert!(!tier.has(three.id()) && tier.kept_file("key").is_none());
     // One that is read-only from the start can be read, too.
     let (late, _) = open(&cache, 4 << 20);
-    late.keep(&three);
+    late.keep(&three, None);
     assert!(get(&late, &two) && !late.has(three.id()));
     assert!(late.block_ids("a", "b").get(7).is_none());
     umount2(&cache, MntFlags::MNT_DETACH).unwrap();
     for tier in [&tier, &late] {
         until("a chunk is kept again", || {
-            tier.keep(&three);
+            tier.keep(&three, None);
             tier.has(three.id())
         });
     }
@@ -677,7 +677,7 @@ fn opening_reads_no_directory_of_chunks_nor_their_list() {
     let scratch = Scratch::new();
     let (tier, _) = open(&scratch, 64 << 20);
     let chunks: Vec<Chunk> = (1..30).map(|seed| chunk(seed, 1000)).collect();
-    chunks.iter().for_each(|chunk| tier.keep(chunk));
+    chunks.iter().for_each(|chunk| tier.keep(chunk, None));
     drop(tier);
     // Reading a directory sets its access time if that is older than its last change (or than a day).
     let directories: Vec<PathBuf> = chunks
@@ -696,7 +696,7 @@ fn opening_reads_no_directory_of_chunks_nor_their_list() {
     tier.wait_idle();
     assert!(!directories.iter().any(was_read), "a directory was listed");
     assert!(chunks.iter().all(|chunk| get(&tier, chunk)));
-    tier.keep(&chunk(1000, 1000));
+    tier.keep(&chunk(1000, 1000), None);
     assert_eq!(report.n_disk_kept.get(), 1);
     tier.wait_idle();
     assert!(!directories.iter().any(was_read), "a directory was listed by a get or keep");
@@ -743,7 +743,7 @@ fn files_are_kept_by_key_and_damaged_ones_go() {
     files().for_each(|path| make_old(&path, Duration::from_secs(9000)));
     let mut seed = 1;
     while report.n_disk_evicted.get() == 0 {
-        tier.keep(&chunk(seed, 60_000));
+        tier.keep(&chunk(seed, 60_000), None);
         tier.wait_idle();
         seed += 1;
         assert!(seed < 1000);
@@ -833,7 +833,7 @@ fn desync_and_we_use_one_cache() {
     for chunk in &chunks {
         fs::remove_file(chunk_file(&cache, chunk.id())).unwrap();
         until("counted", || {
-            tier.keep(chunk);
+            tier.keep(chunk, None);
             tier.has(chunk.id())
         });
     }
@@ -867,7 +867,7 @@ proptest! {
         let scratch = Scratch::new();
         let (tier, _) = open(&scratch, 64 << 20);
         let chunk = chunk(len as u64, len);
-        tier.keep(&chunk);
+        tier.keep(&chunk, None);
         let path = chunk_file(&scratch, chunk.id());
         let right = fs::read(&path).unwrap();
         let mut content = right.clone();

@@ -329,7 +329,7 @@ impl Shared {
         let Some(kept) = &self.kept else { return };
         for (number, block) in blocks {
             let chunk = Chunk::of(BLOCK_DIGEST, block);
-            kept.disk.keep(&chunk);
+            kept.disk.keep(&chunk, None);
             kept.ids.set(number, chunk.id());
         }
     }

@@ -36,6 +36,7 @@ use crate::chunk::codec::{self, CodecError, Form};
 use crate::chunk::{Chunk, MAX_CHUNK_BYTES, seal};
 use crate::digest::{ChunkId, Digest};
 use crate::report::Report;
+use crate::store::Stored;
 use evict::Evictor;
 use health::{Health, Seldom, Space};
 use state::StateFile;
@@ -178,8 +179,9 @@ impl DiskTier {
         fs::metadata(self.inner.chunk_path(id)).is_ok_and(|metadata| metadata.is_file() && metadata.len() > 0)
     }
 
-    /// Keeps a chunk, if there is room and the disk works. What is there already stays.
-    pub fn keep(&self, chunk: &Chunk) {
+    /// Keeps a chunk, if there is room and the disk works. What is there already stays. The frame that it was decoded from is written as
+    /// it is, if it is one of zstd.
+    pub fn keep(&self, chunk: &Chunk, stored: Option<&Stored>) {
         let inner = &self.inner;
         if chunk.plain().is_empty() || inner.writes.is_resting() {
             return;
@@ -198,8 +200,12 @@ impl DiskTier {
         if inner.is_full() {
             return;
         }
-        let stored = seal::seal(chunk, KEEP_LEVEL);
-        if inner.place(&path, &[&stored], 0o444, taken) {
+        let frame = stored.filter(|stored| stored.form == Form::Compressed && codec::is_zstd_frame(&stored.bytes));
+        let is_placed = match frame {
+            Some(stored) => inner.place(&path, &[&stored.bytes, &seal::seal_for(chunk, &stored.bytes)], 0o444, taken),
+            None => inner.place(&path, &[&seal::seal(chunk, KEEP_LEVEL)], 0o444, taken),
+        };
+        if is_placed {
             inner.report.n_disk_kept.add(1);
         }
     }

@@ -273,7 +273,7 @@ impl Shared {
         }
         for (chunk, stored, store) in to_keep {
             if let Some(disk) = &self.disk {
-                disk.keep(&chunk);
+                disk.keep(&chunk, Some(&stored));
             }
             if let Some(keeper) = &self.keeper {
                 keeper.keep(chunk, stored, &store, permit);

@@ -183,15 +183,20 @@ pub(crate) fn encode_checked(plain: &[u8], level: i32) -> Vec<u8> {
     stored
 }
 
-/// The content of exactly one undamaged zstd frame that says how long it is, if that is at most `max_bytes`.
+/// Whether a stored form is exactly one zstd frame, with nothing behind it.
+pub(crate) fn is_zstd_frame(stored: &[u8]) -> bool {
+    stored.starts_with(ZSTD_MAGIC) && zstd_safe::find_frame_compressed_size(stored) == Ok(stored.len())
+}
+
+/// The content of exactly one undamaged zstd frame, if that is at most `max_bytes` long.
 pub(super) fn decode_checked(frame: &[u8], max_bytes: u64) -> Option<Vec<u8>> {
-    let frame_bytes = zstd_safe::find_frame_compressed_size(frame).ok()?;
-    let n_bytes = zstd_safe::get_frame_content_size(frame).ok()??;
-    if frame_bytes != frame.len() || n_bytes > max_bytes.min(MAX_CHUNK_BYTES) {
+    let max_bytes = max_bytes.min(MAX_CHUNK_BYTES);
+    let said = zstd_safe::get_frame_content_size(frame).ok()?;
+    if !is_zstd_frame(frame) || said.is_some_and(|said| said > max_bytes) {
         return None;
     }
-    let plain = zstd_into(frame, n_bytes).ok()??;
-    (plain.len() as u64 == n_bytes).then_some(plain)
+    let plain = zstd_into(frame, said.unwrap_or(max_bytes)).ok()??;
+    said.is_none_or(|said| plain.len() as u64 == said).then_some(plain)
 }
 
 fn in_range(level: i32) -> i32 {

@@ -1,6 +1,6 @@
 //! Seals: what lets a later reader trust a stored chunk without hashing its content.
 //!
-//! A sealed chunk is one zstd frame with content size and content checksum, followed by a seal of [`SEAL_BYTES`]: a
+//! A sealed chunk is one zstd frame, as a store had it or made here, followed by a seal of [`SEAL_BYTES`]: a
 //! *skippable frame* (RFC 8878, 3.1.2), which every zstd decoder passes over, so that desync reads such a file as any other.
 //!
 //! | offset | bytes | |
@@ -32,13 +32,19 @@ const HEAD: [u8; 16] = *b"\x5c\x2a\x4d\x18\x30\0\0\0caifs-1\n";
 /// The stored form of a chunk, with its seal.
 pub(crate) fn seal(chunk: &Chunk, level: i32) -> Vec<u8> {
     let mut stored = codec::encode_checked(chunk.plain(), level);
+    let seal = seal_for(chunk, &stored);
+    stored.extend_from_slice(&seal);
+    stored
+}
+
+/// The seal to put behind a frame that `chunk` was decoded from and verified.
+pub(crate) fn seal_for(chunk: &Chunk, frame: &[u8]) -> [u8; SEAL_BYTES] {
     let mut seal = [0; SEAL_BYTES];
     seal[..HEAD.len()].copy_from_slice(&HEAD);
     seal[HEAD.len()..CHECKSUM_AT].copy_from_slice(&chunk.id().0);
-    let checksum = checksum(&stored, &seal);
+    let checksum = checksum(frame, &seal);
     seal[CHECKSUM_AT..].copy_from_slice(&checksum.to_le_bytes());
-    stored.extend_from_slice(&seal);
-    stored
+    seal
 }
 
 /// The chunk in a stored form whose seal is right and says this id, if its content has at most `max_bytes`. Nothing is hashed.
@@ -94,6 +100,15 @@ mod tests {
         assert!(unseal(chunk.id(), &sealed, n_bytes - 1).is_none());
         assert!(unseal(chunk.id(), &sealed[..sealed.len() - SEAL_BYTES], n_bytes).is_none());
         assert!(unseal(chunk.id(), b"", n_bytes).is_none());
+    }
+
+    #[test]
+    fn a_frame_of_a_store_is_sealed_as_it_is() {
+        let chunk = chunk(&[9; 5000]);
+        let frame = codec::encode(chunk.plain(), 19);
+        let sealed = [&frame[..], &seal_for(&chunk, &frame)].concat();
+        assert_eq!(unseal(chunk.id(), &sealed, 5000).unwrap().plain(), chunk.plain());
+        assert!(unseal(chunk.id(), &sealed, 4999).is_none());
     }
 
     #[test]
