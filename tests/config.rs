@@ -130,7 +130,7 @@ fn secrets_are_shown_nowhere() {
 fn a_key_comes_from_a_file_a_command_and_the_environment() {
     const KEY: &str = "d69371915dbc4b1f0ec55e2a80f0e089accf4b32e0f8dc0e29fed7f0f30d1b26";
     let place = Place::new();
-    let content = crate::support::blob::noise(1, 300_000);
+    let content = crate::support::blob::noise(300_000);
     fs::write(place.scratch.join("blob"), &content).unwrap();
     place.file("key", &format!("{KEY}\n"));
     let say = place.file("say-key", "#!/bin/sh\ncat \"$1\"\n");
@@ -175,7 +175,7 @@ fn a_key_comes_from_a_file_a_command_and_the_environment() {
 fn desyncs_file_is_read_as_desync_reads_it() {
     let Some(desync) = peer("desync") else { return };
     let place = Place::new();
-    let content = crate::support::blob::noise(2, 300_000);
+    let content = crate::support::blob::noise(300_000);
     fs::write(place.scratch.join("blob"), &content).unwrap();
     let file = r#"{
         "s3-credentials": {"http://localhost": {"access-key": "a", "secret-key": "b"}},
@@ -190,7 +190,10 @@ fn desyncs_file_is_read_as_desync_reads_it() {
     place.file("printed.json", &printed);
     let of = |file: &str, location: &str| {
         let text = run(&mut place.caifs(&["config", "--config", file, location])).ok().text();
-        text.replace(&format!("# {}", shown(&place.scratch.join(file))), "# FILE")
+        let text = text.replace(&format!("# {}", shown(&place.scratch.join(file))), "# FILE");
+        // desync prints its own defaults as if they were set; its waits are of another kind than ours.
+        let is_own = |line: &&str| !line.starts_with("error-retry-base-interval") && !line.contains("error-retry = 3");
+        text.lines().filter(is_own).collect::<Vec<_>>().join("\n")
     };
     for location in ["s3+http://localhost/b", "https://h/x", "https://h/x/y", "plain-1", "other"] {
         assert_eq!(of("config.json", location), of("printed.json", location), "{location}\n{printed}");
@@ -207,8 +210,9 @@ fn desyncs_file_is_read_as_desync_reads_it() {
     assert!(
         run(&mut place.caifs(&["cat", "--config", "config.json", "-s", "plain-1", "1.caibx"])).ok().stdout == content
     );
-    run(&mut place.caifs(&["cat", "-s", "plain-1", "1.caibx"])).fails();
     run(&mut place.caifs(&["--config", "config.json", "make", "-s", "plain-2", "2.caibx", "blob"])).ok();
+    let stored = run(Command::new("find").arg(place.scratch.join("plain-2")).args(["-type", "f"])).ok().text();
+    assert!(!stored.is_empty() && !stored.contains(".cacnk"), "{stored}");
     let theirs = ["--config", "config.json", "cat", "-s", "plain-2", "2.caibx"];
     assert!(run(&mut place.command(desync.command(), &theirs)).ok().stdout == content);
 }
@@ -216,7 +220,7 @@ fn desyncs_file_is_read_as_desync_reads_it() {
 #[test]
 fn a_store_file_stands_in_place_of_stores() {
     let place = Place::new();
-    let content = crate::support::blob::noise(3, 100_000);
+    let content = crate::support::blob::noise(100_000);
     fs::write(place.scratch.join("blob"), &content).unwrap();
     run(&mut place.caifs(&["make", "-s", "s", "x.caibx", "blob"])).ok();
     place.file("stores.json", r#"{"stores": ["s"]}"#);

@@ -316,7 +316,7 @@ mod tests {
             ("[store]\nhttp-auth = { fiel = \"geheim\" }", "2: store: http-auth: expected a text, { file = "),
             ("[store]\nhttp-auth = { command = [] }", "2: store: http-auth: expected a text, { file = "),
             ("[store]\nhttp-auth = { file = \"a\", command = [\"b\"] }", "2: store: http-auth: expected a text"),
-            ("[store]\nhttp-auth = \"geheim\nx", "2: not TOML: "),
+            ("[store]\nhttp-auth = \"geheim\nx", "3: not TOML: "),
             ("[store]\ns3-more = [\"geheim\"]", "2: store: s3-more: expected a list of texts \"name=value\""),
             ("[mount]\nmemory = 1.5", "2: mount: memory: expected a text, a number, true or false, or a list of texts"),
         ] {
