@@ -13,8 +13,10 @@ use crate::support::peers::peer;
 use crate::support::run::{self, Finished, TIME_LIMIT, caifs, run};
 use crate::support::scratch::Scratch;
 
+type Names = &'static [&'static str];
+
 /// Flags that several verbs share.
-const ACCESS: &[&str] = &[
+const ACCESS: Names = &[
     "--client-cert",
     "--client-key",
     "--ca-cert",
@@ -23,7 +25,7 @@ const ACCESS: &[&str] = &[
     "-b, --error-retry-base-interval",
     "-r, --cache-repair[=<YES>]",
 ];
-const STORES: &[&str] = &[
+const STORES: Names = &[
     "-s, --store",
     "-c, --cache",
     "--cache-size",
@@ -35,7 +37,7 @@ const STORES: &[&str] = &[
 ];
 
 /// Every verb with its arguments and flags.
-const VERBS: [(&str, &[&str], &[&[&str]]); 11] = [
+const VERBS: [(&str, Names, &[Names]); 11] = [
     (
         "mount",
         &["<SPEC>", "<DIR>"],

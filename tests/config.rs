@@ -230,11 +230,10 @@ fn a_store_file_stands_in_place_of_stores() {
     assert!(both.error_line().contains("cannot be used with"), "{}", both.stderr);
     let both = run(&mut place.caifs(&["mount", "-o", "store-file=stores.json,store=s", "x.caibx", "."])).fails();
     assert!(both.error_line().contains("store-file names the stores"), "{}", both.stderr);
-    let flags = ["-n", "4", "-e", "1", "-b", "1.5s", "-r", "-t", "--cache-repair=true", "--io-timeout", "1m"];
-    assert!(
-        run(place.caifs(&["cat", "-s", "s", "x.caibx"]).args(flags.iter().filter(|flag| **flag != "-r"))).ok().stdout
-            == content
-    );
+    let flags = ["-n", "4", "-e", "1", "-b", "1.5s", "-r", "-t", "--io-timeout", "1m"];
+    assert!(run(place.caifs(&["cat", "-s", "s", "x.caibx"]).args(flags)).ok().stdout == content);
+    let unheard = run(&mut place.caifs(&["cat", "-s", "s", "x.caibx", "--cache-repair=no"])).ok();
+    assert!(unheard.stdout == content && unheard.stderr.contains("--cache-repair=no"), "{}", unheard.stderr);
 }
 
 #[test]
@@ -252,6 +251,7 @@ fn mistakes_are_one_line_with_their_place() {
         ("[store]\nerorr-retry = 1\n", "2: store: unknown key \"erorr-retry\" (did you mean \"error-retry\"?)"),
         ("[mount]\n\nmemroy = 1\n", "3: mount: unknown key \"memroy\" (did you mean \"memory\"?)"),
         ("[mount]\nmemory = \"1k\"\n", "2: mount: memory: \"1k\" is not a size of at least 16M, such as 512M or 1G"),
+        ("[mount]\nerror-retry = 1\n", "2: mount: error-retry is for stores (put it into [store])"),
         ("[mount]\nconfig = \"x\"\n", "2: mount: a configuration file cannot name another"),
         ("[store\n", "1: not TOML: "),
     ] {
@@ -276,4 +276,26 @@ fn mistakes_are_one_line_with_their_place() {
         let finished = run(&mut place.caifs(args)).fails();
         assert!(finished.error_line().contains(why), "{args:?}: {}", finished.stderr);
     }
+}
+
+#[test]
+fn a_mount_takes_its_options_from_files_and_its_own_over_them() {
+    let place = Place::new();
+    let content = crate::support::blob::noise(100_000);
+    fs::write(place.scratch.join("blob"), &content).unwrap();
+    run(&mut place.caifs(&["make", "-s", "s", "x.caibx", "blob"])).ok();
+    let mnt = place.scratch.dir("mnt");
+    place.file("home/.config/caifs/caifs.toml", "[mount]\nstore = \"../../../s\"\nuid = 4711\nmemory = \"32M\"\n");
+    place.file("other.toml", "[mount]\nstore = \"none\"\nuid = 4712\n");
+    for (args, uid) in
+        [(&[][..], 4711), (&["-o", "config=other.toml,store=s"], 4712), (&["-s", "s", "--uid", "4713"], 4713)]
+    {
+        run(place.caifs(&["mount", "x.caibx", "mnt"]).args(args)).ok();
+        let metadata = fs::metadata(mnt.join("x")).unwrap();
+        assert_eq!(std::os::unix::fs::MetadataExt::uid(&metadata), uid, "{args:?}");
+        assert!(fs::read(mnt.join("x")).unwrap() == content, "{args:?}");
+        run(&mut place.caifs(&["umount", "mnt"])).ok();
+    }
+    let missing = run(&mut place.caifs(&["mount", "--config", "other.toml", "x.caibx", "mnt"])).fails();
+    assert!(missing.error_line().contains(&shown(&place.scratch.join("none"))), "{}", missing.stderr);
 }

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use toml::de::{DeTable, DeValue};
 
 use super::secret::{LazySecret, SecretSource};
-use super::store_options::{Kind, STORE_OPTIONS, StoreOption, Value};
+use super::store_options::{STORE_OPTIONS, StoreOption};
 use super::stores::{Pattern, Place, Section};
 use super::units::nearest;
+use super::value::{Kind, Value};
 use super::{ConfigError, MountEntry, Origin};
 use crate::store::Secret;
 
