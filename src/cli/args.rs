@@ -76,6 +76,8 @@ impl Verb {
     }
 }
 
+// Flags of stores come last in every verb: what follows them would stand under their heading.
+
 /// Arguments of `mount`.
 #[derive(Debug, clap::Args)]
 pub struct MountArgs {
@@ -85,9 +87,6 @@ pub struct MountArgs {
     /// Where to mount: a directory, or a regular file for the index of a disk image.
     #[arg(value_name = "DIR")]
     pub mountpoint: PathBuf,
-    /// Where to find the chunks.
-    #[command(flatten)]
-    pub stores: StoreFlags,
     /// Mount options as in fstab; nearly every flag is one of them.
     #[arg(short, long = "options", value_name = "OPTIONS")]
     pub options: Vec<String>,
@@ -106,6 +105,9 @@ pub struct MountArgs {
     /// Let other users use the mount [default: when mounted by root].
     #[arg(long)]
     pub allow_other: bool,
+    /// Where to find the chunks.
+    #[command(flatten)]
+    pub stores: StoreFlags,
 }
 
 /// Arguments of `umount`.
@@ -154,12 +156,12 @@ pub struct MakeArgs {
     /// How content is cut into chunks.
     #[command(flatten)]
     pub cut: CutFlags,
-    /// How the store is reached.
-    #[command(flatten)]
-    pub access: AccessFlags,
     /// Print a summary as JSON to stderr.
     #[arg(long)]
     pub print_stats: bool,
+    /// How the store is reached.
+    #[command(flatten)]
+    pub access: AccessFlags,
 }
 
 /// Arguments of `tar`.
@@ -180,9 +182,6 @@ pub struct TarArgs {
     /// How content is cut into chunks.
     #[command(flatten)]
     pub cut: CutFlags,
-    /// How the store is reached.
-    #[command(flatten)]
-    pub access: AccessFlags,
     /// What to store of each file (names as casync's --with; repeatable) [default: all].
     #[arg(long, value_name = "FEATURES", value_delimiter = ',')]
     pub with: Vec<String>,
@@ -198,6 +197,9 @@ pub struct TarArgs {
     /// Print a summary as JSON to stderr.
     #[arg(long)]
     pub print_stats: bool,
+    /// How the store is reached.
+    #[command(flatten)]
+    pub access: AccessFlags,
 }
 
 /// Arguments of `cat`.
@@ -209,9 +211,6 @@ pub struct CatArgs {
     /// File to write [default: stdout].
     #[arg(value_name = "OUTPUT")]
     pub output: Option<PathBuf>,
-    /// Where to find the chunks.
-    #[command(flatten)]
-    pub stores: StoreFlags,
     /// First byte to write.
     #[arg(short, long, value_name = "BYTES", default_value_t = 0)]
     pub offset: u64,
@@ -221,6 +220,9 @@ pub struct CatArgs {
     /// Write this file of the archive instead of the archive.
     #[arg(short, long, value_name = "PATH")]
     pub path: Option<PathBuf>,
+    /// Where to find the chunks.
+    #[command(flatten)]
+    pub stores: StoreFlags,
 }
 
 /// Arguments of `ls`.
@@ -232,9 +234,6 @@ pub struct LsArgs {
     /// The file or directory in it to list [default: the root].
     #[arg(value_name = "PATH", default_value = "/")]
     pub path: PathBuf,
-    /// Where to find the chunks.
-    #[command(flatten)]
-    pub stores: StoreFlags,
     /// Show type, permissions, owner, size and time.
     #[arg(short, long)]
     pub long: bool,
@@ -244,6 +243,9 @@ pub struct LsArgs {
     /// Print one JSON object a line.
     #[arg(long, conflicts_with = "long")]
     pub json: bool,
+    /// Where to find the chunks.
+    #[command(flatten)]
+    pub stores: StoreFlags,
 }
 
 /// Arguments of `info`.
@@ -252,12 +254,12 @@ pub struct InfoArgs {
     /// The index.
     #[arg(value_name = "INDEX")]
     pub index: PathBuf,
-    /// Stores (and a cache) to count which chunks they have.
-    #[command(flatten)]
-    pub stores: StoreFlags,
     /// How to print it.
     #[arg(short, long, value_name = "json|plain", default_value = "json", value_parser = ["json", "plain"])]
     pub format: String,
+    /// Stores (and a cache) to count which chunks they have.
+    #[command(flatten)]
+    pub stores: StoreFlags,
 }
 
 /// Arguments of `list-chunks`.
@@ -308,12 +310,12 @@ pub struct ConfigArgs {
     /// The store (or group of mirrors) to show what holds for.
     #[arg(value_name = "LOCATION")]
     pub location: Option<String>,
-    /// Flags to look at together with the configuration.
-    #[command(flatten)]
-    pub stores: StoreFlags,
     /// Print it as JSON.
     #[arg(long)]
     pub json: bool,
+    /// Flags to look at together with the configuration.
+    #[command(flatten)]
+    pub stores: StoreFlags,
 }
 
 /// Arguments of `demo`.

@@ -7,7 +7,9 @@ use anyhow::Result;
 use super::args::ConfigArgs;
 use super::settings;
 use crate::config::explain::{self, Line, Part};
-use crate::config::store_options::quoted;
+use crate::config::store_options::place_of;
+use crate::config::units::show_span;
+use crate::config::value::quoted;
 use crate::config::{Configuration, MountConfig, Origin};
 use crate::mount::options::{MOUNT_OPTIONS, MountOption};
 use crate::store::location::without_secrets;
@@ -33,20 +35,15 @@ pub fn run(args: &ConfigArgs) -> Result<()> {
 fn mount_part(configuration: &Configuration, args: &ConfigArgs) -> Result<Part> {
     let mut lines: Vec<Line> = Vec::new();
     let given = args.stores.given();
-    for option in MOUNT_OPTIONS {
-        let of_files = configuration
-            .mount
-            .iter()
-            .filter(|entry| MountOption::find(&entry.name).is_some_and(|it| it.name == option.name));
+    // Options of stores are shown with the stores.
+    for option in MOUNT_OPTIONS.iter().filter(|option| place_of(option.name).is_none()) {
+        let is_it = |name: &str| MountOption::find(name).is_some_and(|found| found.name == option.name);
+        let of_files = configuration.mount.iter().filter(|entry| is_it(&entry.name));
         let of_files = of_files.map(|entry| (entry.value.clone(), entry.origin.clone()));
         let of_flags = given.iter().filter(|(name, _)| *name == option.name);
         let of_flags = of_flags.map(|(name, value)| (value.clone().unwrap_or("yes".into()), Origin::Flag(name)));
         let mut values: Vec<(String, Origin)> = of_files.chain(of_flags).collect();
         let Some((_, origin)) = values.last().cloned() else { continue };
-        // Options of stores are shown with the stores.
-        if crate::config::store_options::place_of(option.name).is_some() && matches!(origin, Origin::Flag(_)) {
-            continue;
-        }
         values.retain(|(_, other)| *other == origin);
         let mut shown: Vec<String> = values.iter().map(|(value, _)| quoted(&without_secrets(value))).collect();
         let value = match (option.repeatable, shown.pop()) {
@@ -57,7 +54,7 @@ fn mount_part(configuration: &Configuration, args: &ConfigArgs) -> Result<Part> 
     }
     let defaults = MountConfig::default();
     let sizes = [("memory", format!("{}M", defaults.memory_bytes >> 20))];
-    let times = [("io-timeout", crate::config::units::show_span(defaults.io_timeout))];
+    let times = [("io-timeout", show_span(defaults.io_timeout))];
     for (name, value) in sizes.into_iter().chain(times) {
         if !lines.iter().any(|line| line.name == name) {
             lines.push(Line { name: name.to_owned(), value: quoted(&value), origin: Origin::Default });

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::store_flags::{AccessFlags, Given, StoreFlags};
-use crate::config::{self, Configuration, MountConfig, SourceConfig, StoreSettings};
+use crate::config::store_options::place_of;
+use crate::config::{self, Configuration, MountConfig, Origin, SourceConfig, StoreSettings};
 use crate::mount::options::{MOUNT_OPTIONS, MountOption, OptionError};
 use crate::store::location::{Location, split_group, without_secrets};
 
@@ -33,15 +34,33 @@ pub fn mount_defaults(configuration: &Configuration) -> Result<MountConfig> {
         if option.name == "config" {
             bail!("{}: mount: a configuration file cannot name another", entry.origin);
         }
+        if place_of(option.name).is_some() {
+            bail!("{}: mount: {} is for stores (put it into [store])", entry.origin, option.name);
+        }
         // A list of stores stands in place of one in a weaker file, as every other value.
         if option.name == "store" && stores_of.replace(&entry.origin) != Some(&entry.origin) {
             config.sources.stores.clear();
         }
+        let value = match option.name {
+            "store" | "cache" | "store-file" => beside(&entry.value, &entry.origin),
+            _ => entry.value.clone(),
+        };
         option
-            .apply(&mut config, Some(&entry.value))
+            .apply(&mut config, Some(&value))
             .map_err(|error| anyhow!("{}: mount: {}", entry.origin, in_words(&error, "")))?;
     }
     Ok(config)
+}
+
+/// A local path of a file's, which begins where the file lies.
+fn beside(text: &str, origin: &Origin) -> String {
+    let Origin::File { path, .. } = origin else { return text.to_owned() };
+    let member = |member: &str| match (Location::parse(member), path.parent()) {
+        (Ok(Location::Local(_)), Some(dir)) if !member.contains("://") => dir.join(member).display().to_string(),
+        _ => member.to_owned(),
+    };
+    // Nothing stays nothing, which is refused later.
+    split_group(text).map(member).collect::<Vec<_>>().join("|")
 }
 
 /// Puts flags over settings.

@@ -10,8 +10,9 @@ use std::time::Duration;
 use serde_json::{Map, Value as Json};
 
 use super::secret::LazySecret;
-use super::store_options::{NO_TIMEOUT, StoreOption, Value};
+use super::store_options::{NO_TIMEOUT, StoreOption};
 use super::stores::{Pattern, Place, Section};
+use super::value::{Kind, Value};
 use super::{ConfigError, Origin};
 use crate::store::location::without_secrets;
 
@@ -205,7 +206,7 @@ impl Reader<'_> {
         let read = match (form, value) {
             (Form::Text, Json::String(text)) if text.is_empty() => return Read::Nothing,
             (Form::Text, Json::String(text)) => match option.kind {
-                super::store_options::Kind::Secret(_) => Some(Value::Secret(LazySecret::text(text))),
+                Kind::Secret(_) => Some(Value::Secret(LazySecret::text(text))),
                 _ => option.kind.text(text, self.dir),
             },
             (Form::Switch, Json::Bool(false)) => return Read::Nothing,

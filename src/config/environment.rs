@@ -19,8 +19,9 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::store_options::{StoreOption, Value};
+use super::store_options::StoreOption;
 use super::stores::Section;
+use super::value::{Kind, Value};
 use super::{ConfigError, Origin};
 
 /// A look-up of environment variables.
@@ -131,7 +132,6 @@ impl Reader<'_> {
 
     /// Sets an option from a variable, if there is one.
     fn option(&mut self, option: &'static str, name: &'static str) -> Result<(), ConfigError> {
-        use super::store_options::Kind;
         let Some(kind) = StoreOption::find(option).map(|option| &option.kind) else { return Ok(()) };
         let value = match kind {
             // A path may be any bytes.

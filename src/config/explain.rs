@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
-use super::store_options::{STORE_OPTIONS, StoreOption, Value, quoted};
-use super::stores::{Entry, Place};
+use super::store_options::{STORE_OPTIONS, StoreOption};
+use super::stores::{Effective, Entry, Place};
+use super::value::{Value, quoted};
 use super::{ConfigError, Origin, StoreSettings};
 use crate::store::location::{split_group, without_secrets};
 
@@ -50,7 +51,7 @@ pub fn stores(settings: &StoreSettings) -> Vec<Part> {
 pub fn store(settings: &StoreSettings, text: &str) -> Result<Vec<Part>, ConfigError> {
     let mut parts = Vec::new();
     for member in split_group(text) {
-        let (location, entries) = settings.effective(member)?;
+        let Effective { location, entries } = settings.effective(member)?;
         let lines = with_defaults(entries, |option| option.scope.covers(&location));
         let location = Some((without_secrets(member), Origin::Flag("location")));
         parts.push(Part { header: "[[stores]]", location, lines });

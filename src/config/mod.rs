@@ -4,7 +4,7 @@
 //! * [`stores`] finds the options of a store by its location; [`store_options`] is the table of what can be set.
 //! * [`toml_file`] and [`desync_file`] read files, [`environment`] the variables, [`secret`] what is not to be shown.
 //! * [`load`] puts them together; [`explain`] shows the result and where each value comes from.
-//! * [`glob`] and [`units`] are how locations, sizes and times are written.
+//! * [`glob`], [`value`] and [`units`] are how locations, values, sizes and times are written.
 //!
 //! # Layers
 //!
@@ -23,7 +23,7 @@
 //! # The file
 //!
 //! ```toml
-//! # Defaults of `caifs mount`, by the names of its options.
+//! # Defaults of `caifs mount`, by the names of its options (those of stores stand below).
 //! [mount]
 //! memory = "512M"
 //! io-timeout = "1m"
@@ -75,6 +75,7 @@ pub mod store_options;
 pub mod stores;
 pub mod toml_file;
 pub mod units;
+pub mod value;
 
 pub use desync_file::{StoreFile, store_file};
 pub use load::{Configuration, load};

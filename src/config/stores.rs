@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use super::glob::{BadPattern, Glob, Stars};
-use super::store_options::{ByOption, Draft, STORE_OPTIONS, StoreOption, TOGETHER, Value, place_of};
+use super::store_options::{ByOption, Draft, STORE_OPTIONS, StoreOption, TOGETHER, place_of};
+use super::value::{Kind, Value};
 use super::{ConfigError, Origin};
 use crate::store::location::{Location, split_group, without_secrets};
 use crate::store::open::StoreSpec;
@@ -188,6 +189,15 @@ impl Section {
     }
 }
 
+/// What was set for one store.
+#[derive(Debug, Clone)]
+pub struct Effective {
+    /// Where it is.
+    pub location: Location,
+    /// The options that mean something to it, in the table's order; secrets unread.
+    pub entries: Vec<(&'static StoreOption, Entry)>,
+}
+
 /// Options of stores, found by their locations.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StoreSettings {
@@ -210,7 +220,7 @@ impl StoreSettings {
     pub fn set_by_flag(&mut self, name: &'static str, value: &str) -> Option<()> {
         let place = place_of(name)?;
         let mut value = STORE_OPTIONS[place].kind.typed(value, Path::new(""))?;
-        if let (Value::Path(path), super::store_options::Kind::Path(_)) = (&mut value, &STORE_OPTIONS[place].kind) {
+        if let (Value::Path(path), Kind::Path(_)) = (&mut value, &STORE_OPTIONS[place].kind) {
             *path = std::path::absolute(&path).ok()?;
         }
         self.flags.insert(place, Entry { value, origin: Origin::Flag(name) });
@@ -240,7 +250,7 @@ impl StoreSettings {
     ///
     /// # Errors
     /// It is no location, or two patterns of desync's file cover it.
-    pub fn effective(&self, text: &str) -> Result<(Location, Vec<(&'static StoreOption, Entry)>), ConfigError> {
+    pub fn effective(&self, text: &str) -> Result<Effective, ConfigError> {
         let location = Location::parse(text)?;
         let names = Names::new(text, &location);
         let covering: Vec<&Section> = self.sections.iter().filter(|section| section.place.covers(&names)).collect();
@@ -255,7 +265,7 @@ impl StoreSettings {
         }
         let mut entries = listed(&merged(covering.into_iter(), &self.flags));
         entries.retain(|(option, _)| option.scope.covers(&location));
-        Ok((location, entries))
+        Ok(Effective { location, entries })
     }
 
     /// The members of a group of mirrors (one, if it is no group), each with its options. An index is looked up by the text before its
@@ -269,9 +279,11 @@ impl StoreSettings {
     }
 
     fn resolve_member(&self, text: &str) -> Result<StoreSpec, ConfigError> {
-        let (location, entries) = self.effective(text)?;
+        let Effective { location, entries } = self.effective(text)?;
         let wrong = |why: &str| ConfigError::new(format!("{location}: {why}"));
         let is_said = |name: &str| entries.iter().any(|(option, _)| option.name == name);
+        let is_encrypted =
+            entries.iter().any(|(option, entry)| option.name == "encryption" && entry.value == Value::Switch(true));
         let mut draft = Draft::new(self.base.clone());
         for (option, Entry { value, origin }) in &entries {
             // A key in the environment is for the stores that are encrypted; one in a file was meant to encrypt.
@@ -280,17 +292,13 @@ impl StoreSettings {
                 let why = format!("{} is set ({origin}), but encryption is not (encryption = true)", option.name);
                 return Err(wrong(&why));
             }
-            if option.name == "encryption-key" && !self.is_encrypted(&entries) {
+            if option.name == "encryption-key" && !is_encrypted {
                 continue;
             }
             option.put(&mut draft, value).map_err(|why| wrong(&format!("{} ({origin}): {why}", option.name)))?;
         }
         let options = draft.finish().map_err(|why| wrong(&why))?;
         Ok(StoreSpec { location, options })
-    }
-
-    fn is_encrypted(&self, entries: &[(&'static StoreOption, Entry)]) -> bool {
-        entries.iter().any(|(option, entry)| option.name == "encryption" && entry.value == Value::Switch(true))
     }
 }
 

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use toml::de::{DeTable, DeValue};
 
 use super::secret::{LazySecret, SecretSource};
-use super::store_options::{Kind, STORE_OPTIONS, StoreOption, Value};
+use super::store_options::{STORE_OPTIONS, StoreOption};
 use super::stores::{Pattern, Place, Section};
 use super::units::nearest;
+use super::value::{Kind, Value};
 use super::{ConfigError, MountEntry, Origin};
 use crate::store::Secret;
 
@@ -316,7 +317,7 @@ mod tests {
             ("[store]\nhttp-auth = { fiel = \"geheim\" }", "2: store: http-auth: expected a text, { file = "),
             ("[store]\nhttp-auth = { command = [] }", "2: store: http-auth: expected a text, { file = "),
             ("[store]\nhttp-auth = { file = \"a\", command = [\"b\"] }", "2: store: http-auth: expected a text"),
-            ("[store]\nhttp-auth = \"geheim\nx", "2: not TOML: "),
+            ("[store]\nhttp-auth = \"geheim\nx", "3: not TOML: "),
             ("[store]\ns3-more = [\"geheim\"]", "2: store: s3-more: expected a list of texts \"name=value\""),
             ("[mount]\nmemory = 1.5", "2: mount: memory: expected a text, a number, true or false, or a list of texts"),
         ] {
