@@ -37,8 +37,8 @@
 //! # Invariants
 //!
 //! 1. `format` never panics and never allocates more than its input warrants. Untrusted sizes are bounded by named constants.
-//! 2. Bytes leave `cache` only as a [`chunk::Chunk`], which only hashing can make. Wrong bytes are never served: a read gives the
-//!    right bytes or an error.
+//! 2. Bytes leave `cache` only as a [`chunk::Chunk`], which only hashing can make, or an undamaged seal that was made when they were
+//!    hashed ([`chunk::seal`]). Wrong bytes are never served: a read gives the right bytes or an error.
 //! 3. Every fetch has a deadline, and no request of the kernel stays unanswered past its own. `statfs` never touches a store.
 //! 4. A thread that takes requests never waits for anything but the next request.
 //! 5. One memory budget covers the chunks kept, those in flight, replies being put together and parsed directories. Resident

@@ -3,7 +3,7 @@
 //! * [`DiskTier`] gets and keeps chunks: `<4 hex>/<64 hex>.cacnk`, as desync has them, which can use the directory as its cache or store.
 //!   What we write is sealed ([`crate::chunk::seal`]); what others wrote is hashed.
 //! * [`files`] keeps whole files (indexes), [`blocks`] the chunk ids of the blocks of plain archives.
-//! * `state` is the byte total that processes share, `evict` counts and removes, `workplace` writes, `health` knows a failing disk.
+//! * `state` is the byte total that processes share, `quota` adds to it before a write, `evict` counts and removes, `workplace` writes, `health` knows a failing disk.
 //!
 //! Everything of ours but the chunks is in `.caifs/`: `state`, `evict.lock`, `tmp/`, `files/`, `blocks/`, `quarantine/`.
 //!
@@ -16,6 +16,7 @@ pub mod blocks;
 mod evict;
 pub mod files;
 mod health;
+mod quota;
 mod state;
 mod workplace;
 
@@ -63,9 +64,6 @@ const SHARE_OF_FULL_DISK: u64 = 32;
 /// Bad files kept for whoever wants to know what happened, and how large each may be. All others are removed.
 const MAX_QUARANTINED: usize = 16;
 const MAX_QUARANTINED_BYTES: u64 = 1 << 20;
-
-/// After this long the total is read from the disk anew, in the background: others may write and delete here as well.
-const RECOUNT_AFTER_SECS: u64 = 24 * 3600;
 
 /// The names looked at to tell whether a directory is a new one.
 const N_NAMES_OF_NEW: usize = 8;
@@ -426,87 +424,6 @@ impl Inner {
         }
         Ok(is_placed)
     }
-
-    /// Adds bytes to the total before they are written; `None` when they would be too many.
-    fn reserve(self: &Arc<Self>, n_bytes: u64) -> io::Result<Option<Reserved<'_>>> {
-        self.space.refresh(self.state.peek().map_or(0, |state| state.total_bytes))?;
-        let lacking_bytes = self.space.lacking_bytes(n_bytes);
-        if lacking_bytes > 0 {
-            self.start_eviction(0, lacking_bytes);
-            return Ok(None);
-        }
-        let quota_bytes = self.space.quota_bytes();
-        let (is_accepted, state) = self.state.update(|state| {
-            let total_bytes = state.total_bytes.saturating_add(n_bytes);
-            if !state.is_known || total_bytes > quota_bytes {
-                return (false, *state);
-            }
-            state.total_bytes = total_bytes;
-            if state.is_walking {
-                state.since_bytes = state.since_bytes.saturating_add(n_bytes);
-            }
-            (true, *state)
-        })?;
-        if !is_accepted {
-            self.start_eviction(n_bytes, 0);
-            return Ok(None);
-        }
-        if evict::is_nearly_full(state.total_bytes, quota_bytes) || is_stale(&state) {
-            self.start_eviction(0, 0);
-        }
-        Ok(Some(Reserved { inner: self, n_bytes, walk: state.walk }))
-    }
-
-    /// Whether it is known without a lock that there is no room: then a chunk need not be compressed first.
-    fn is_full(self: &Arc<Self>) -> bool {
-        let Some(state) = self.state.peek() else { return false };
-        let quota_bytes = self.space.quota_bytes();
-        let is_full = quota_bytes > 0 && (!state.is_known || state.total_bytes + BLOCK_BYTES > quota_bytes);
-        if is_full {
-            self.start_eviction(BLOCK_BYTES, 0);
-        }
-        is_full
-    }
-
-    fn recount_if_stale(self: &Arc<Self>) {
-        if self.state.peek().is_some_and(|state| is_stale(&state)) {
-            self.start_eviction(0, 0);
-        }
-    }
-}
-
-/// Bytes added to the total for a file that is being written; taken off again unless they are spent.
-struct Reserved<'a> {
-    inner: &'a Inner,
-    n_bytes: u64,
-    /// The walk that ran then, or ran last.
-    walk: u64,
-}
-
-impl Reserved<'_> {
-    /// The file is there.
-    fn spend(mut self) {
-        self.n_bytes = 0;
-    }
-}
-
-impl Drop for Reserved<'_> {
-    fn drop(&mut self) {
-        if self.n_bytes == 0 {
-            return;
-        }
-        // A total that stays too high is found by the next count.
-        drop(self.inner.state.update(|state| {
-            // A walk that began meanwhile does not know of these bytes, and may have ended.
-            if state.walk != self.walk {
-                return;
-            }
-            state.total_bytes = state.total_bytes.saturating_sub(self.n_bytes);
-            if state.is_walking {
-                state.since_bytes = state.since_bytes.saturating_sub(self.n_bytes);
-            }
-        }));
-    }
 }
 
 /// The longest stored form of so many plain bytes: no compression makes them longer by more than a fraction of this.
@@ -517,10 +434,6 @@ fn longest_form(n_bytes: u64) -> u64 {
 /// What a file or directory of so many bytes counts as.
 fn occupied(n_bytes: u64) -> u64 {
     n_bytes.next_multiple_of(BLOCK_BYTES)
-}
-
-fn is_stale(state: &state::State) -> bool {
-    !state.is_known || seconds_now().abs_diff(state.counted_at) > RECOUNT_AFTER_SECS
 }
 
 fn seconds_now() -> u64 {

@@ -93,7 +93,9 @@ impl<'a> Sources<'a> {
         }
         if !self.config.offline {
             for text in self.stores_or_default(location)? {
-                stores.extend(open_store_list(&[self.resolve(&text)?]).map_err(fail)?);
+                let group = self.resolve(&text)?;
+                self.check_not_the_cache(&group)?;
+                stores.extend(open_store_list(&[group]).map_err(fail)?);
             }
         }
         let store: Arc<dyn Store> = match stores.len() {
@@ -244,6 +246,21 @@ impl<'a> Sources<'a> {
         let specs = self.resolve(directory_text)?;
         let options = specs.first().map(|spec| spec.options.clone()).unwrap_or_default();
         open_files(directory, &options).map_err(|error| OpenError::new(&location.to_string(), error))
+    }
+
+    /// Refuses a store that is also the cache: the cache's quota would eat the store.
+    fn check_not_the_cache(&self, group: &[StoreSpec]) -> Result<(), OpenError> {
+        let Some(cache) = self.tiers.disk.as_ref().and_then(|disk| disk.path().canonicalize().ok()) else {
+            return Ok(());
+        };
+        let is_cache = |path: &Path| path.canonicalize().is_ok_and(|path| path == cache);
+        match group.iter().find_map(|spec| spec.location.local_path().filter(|path| is_cache(path))) {
+            None => Ok(()),
+            Some(path) => {
+                let why = "it is a store, and cannot be its own cache (a cache deletes what is old)";
+                Err(OpenError::new(&path.to_string_lossy(), why))
+            }
+        }
     }
 
     /// The members of a group with their options, each request bounded well within a read's time.

@@ -66,7 +66,7 @@ impl Health {
 
     /// The operation went well.
     pub(super) fn worked(&self, cache: &Path) {
-        if self.is_failing.swap(false, Ordering::Relaxed) {
+        if self.is_failing.load(Ordering::Relaxed) && self.is_failing.swap(false, Ordering::Relaxed) {
             self.lock().length = Duration::ZERO;
             tracing::info!("disk cache {}: works again", cache.display());
         }
