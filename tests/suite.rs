@@ -18,6 +18,7 @@ mod mount;
 mod mount_service;
 mod pack;
 mod pack_tar;
+mod protocol;
 mod proxy;
 mod serve;
 mod store;

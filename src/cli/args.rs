@@ -17,6 +17,12 @@ pub struct Args {
     /// Configuration file to read instead of the usual ones (ours or desync's).
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// How much casync wants its helpers to say; taken, and not followed.
+    #[arg(long, global = true, hide = true, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    /// The most bytes that a pull sends in a second.
+    #[arg(long, global = true, hide = true, value_name = "BYTES")]
+    pub rate_limit_bps: Option<String>,
     /// What to do.
     #[command(subcommand)]
     pub verb: Verb,
@@ -51,6 +57,12 @@ pub enum Verb {
     IndexServer(IndexServerArgs),
     /// Show the configuration and where each value comes from; or what holds for one store.
     Config(ConfigArgs),
+    /// The far end of a pull over the casync protocol, on standard input and output.
+    #[command(hide = true)]
+    Pull(ProtocolArgs),
+    /// The far end of a push over the casync protocol, on standard input and output.
+    #[command(hide = true)]
+    Push(ProtocolArgs),
     /// Show it working: pack a directory, mount it lazily, read from it, unmount.
     Demo(DemoArgs),
 }
@@ -71,6 +83,7 @@ impl Verb {
             Self::S3Upgrade(args) => Some(&mut args.access.config_file),
             Self::ChunkServer(args) => Some(&mut args.server.access.config_file),
             Self::IndexServer(args) => Some(&mut args.server.access.config_file),
+            Self::Pull(args) | Self::Push(args) => Some(&mut args.access.config_file),
             Self::Umount(_) | Self::Demo(_) => None,
         }
     }
@@ -316,6 +329,17 @@ pub struct ConfigArgs {
     /// Flags to look at together with the configuration.
     #[command(flatten)]
     pub stores: StoreFlags,
+}
+
+/// Arguments of `pull` and `push`, as casync and desync write them.
+#[derive(Debug, clap::Args)]
+pub struct ProtocolArgs {
+    /// BASE ARCHIVE INDEX STORE, and further stores; - for none.
+    #[arg(value_name = "BASE ARCHIVE INDEX STORE", num_args = 3..)]
+    pub words: Vec<String>,
+    /// How stores are reached.
+    #[command(flatten)]
+    pub access: AccessFlags,
 }
 
 /// Arguments of `demo`.

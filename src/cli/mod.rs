@@ -16,6 +16,7 @@ mod make;
 mod mount;
 mod output;
 mod places;
+mod pull;
 mod s3_upgrade;
 mod serve;
 mod serve_flags;
@@ -60,6 +61,7 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let verbose = args.verbose;
+    let rate_limit = args.rate_limit_bps.clone();
     init_log(verbose);
     let mut args = args;
     if let Some(config_file) = args.verb.config_file_mut() {
@@ -79,6 +81,8 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::ChunkServer(args) => serve::chunk_server(&args),
         Verb::IndexServer(args) => serve::index_server(&args),
         Verb::Config(args) => config::run(&args),
+        Verb::Pull(args) => pull::pull(&args, rate_limit.as_deref()),
+        Verb::Push(args) => pull::push(&args),
         Verb::Demo(args) => demo::run(&args),
     };
     match done {

@@ -1,4 +1,5 @@
-//! Bytes to types and back: index files and archives. No I/O, no clock, no threads; never panics on any input.
+//! Bytes to types and back: index files, archives and the casync protocol. No I/O, no clock, no threads; never panics on any input.
 
 pub mod catar;
 pub mod index;
+pub mod protocol;

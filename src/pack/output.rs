@@ -1,53 +1,29 @@
-//! Files that appear whole or not at all.
+//! Files that are made: each appears whole or not at all, and says its name in errors.
 
-use std::fs::{self, File, OpenOptions};
-use std::hash::{BuildHasher, RandomState};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::PackError;
+use crate::store::atomic;
 
-/// How often a temporary name may be taken before it is an error.
-const MAX_NAME_TRIES: u32 = 16;
-
-/// A file being written under a temporary name beside its place (`.#NAME<16 hex digits>`, as casync has it). Dropped
-/// before [`AtomicFile::commit`] it is removed, and what was there before stays.
+/// A file being written beside its place; see [`atomic::AtomicFile`].
 #[derive(Debug)]
 pub struct AtomicFile {
-    file: File,
-    temporary: PathBuf,
+    file: atomic::AtomicFile,
     target: PathBuf,
-    committed: bool,
 }
 
 impl AtomicFile {
     /// Begins a file with this mode (less the umask).
     pub fn create(target: &Path, mode: u32) -> Result<Self, PackError> {
-        let fail = |error: io::Error| PackError::file(target, &error);
-        let Some(name) = target.file_name() else {
-            return Err(fail(io::Error::new(ErrorKind::IsADirectory, "not the name of a file")));
-        };
-        let mut tries = 0;
-        loop {
-            let mut temporary_name = std::ffi::OsString::from(".#");
-            temporary_name.push(name);
-            temporary_name.push(format!("{:016x}", RandomState::new().hash_one(tries)));
-            let temporary = target.with_file_name(temporary_name);
-            match OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary) {
-                Ok(file) => return Ok(Self { file, temporary, target: target.to_owned(), committed: false }),
-                Err(error) if error.kind() == ErrorKind::AlreadyExists && tries < MAX_NAME_TRIES => tries += 1,
-                Err(error) => return Err(fail(error)),
-            }
-        }
+        let created = atomic::AtomicFile::create(target, mode);
+        let file = created.map_err(|error| PackError::file(target, &error))?;
+        Ok(Self { file, target: target.to_owned() })
     }
 
     /// Puts the file into its place, replacing what was there, after its content has reached the disk.
-    pub fn commit(mut self) -> Result<(), PackError> {
-        let done = self.file.sync_all().and_then(|()| fs::rename(&self.temporary, &self.target));
-        done.map_err(|error| PackError::file(&self.target, &error))?;
-        self.committed = true;
-        Ok(())
+    pub fn commit(self) -> Result<(), PackError> {
+        self.file.commit().map_err(|error| PackError::file(&self.target, &error))
     }
 }
 
@@ -58,15 +34,6 @@ impl Write for AtomicFile {
 
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
-    }
-}
-
-impl Drop for AtomicFile {
-    fn drop(&mut self) {
-        if !self.committed {
-            // A file that cannot be removed is a leftover, and the error that led here is the one to tell.
-            drop(fs::remove_file(&self.temporary));
-        }
     }
 }
 
@@ -81,6 +48,7 @@ pub fn write_atomically(target: &Path, bytes: &[u8], mode: u32) -> Result<(), Pa
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn only_a_committed_file_appears() {

@@ -4,7 +4,6 @@
 //! file that was changed before or meanwhile has another.
 
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -14,11 +13,9 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use super::StoreError;
+use super::atomic::AtomicFile;
 use super::files::{FileInfo, FileStore, FileVersion, ReadWhole, WholeFile, changed};
 use super::local::plain_words;
-
-/// How often a temporary name may be taken before it is an error.
-const MAX_NAME_TRIES: u32 = 16;
 
 /// The mode of a file that is written, less the umask.
 const MODE: u32 = 0o666;
@@ -149,13 +146,11 @@ impl LocalFiles {
     }
 
     fn write_now(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-        let (mut file, temporary) = create_beside(path).map_err(|error| self.error(path, &error))?;
-        let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&temporary, path));
-        written.map_err(|error| {
-            // A leftover that cannot be removed is not the error to tell.
-            drop(fs::remove_file(&temporary));
-            self.error(path, &error)
-        })
+        let written = AtomicFile::create(path, MODE).and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.commit()
+        });
+        written.map_err(|error| self.error(path, &error))
     }
 }
 
@@ -204,23 +199,6 @@ fn info(metadata: &Metadata) -> FileInfo {
         version: Some(version(metadata)),
         mtime: metadata.modified().ok(),
         has_ranges: true,
-    }
-}
-
-/// A new file beside another, under a name as casync gives it (`.#NAME<16 hex digits>`).
-fn create_beside(path: &Path) -> io::Result<(File, PathBuf)> {
-    let mut tries = 0;
-    loop {
-        let mut name = std::ffi::OsString::from(".#");
-        name.push(path.file_name().unwrap_or_default());
-        // A hasher's seed is the one source of random numbers in the standard library.
-        name.push(format!("{:016x}", RandomState::new().hash_one(tries)));
-        let temporary = path.with_file_name(name);
-        match OpenOptions::new().write(true).create_new(true).mode(MODE).open(&temporary) {
-            Ok(file) => return Ok((file, temporary)),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists && tries < MAX_NAME_TRIES => tries += 1,
-            Err(error) => return Err(error),
-        }
     }
 }
 

@@ -4,14 +4,15 @@
 //! * [`location`] turns what the user typed into a [`location::Location`]: the only parser of store locations. [`open`] makes
 //!   a store of it, as [`options`] say; [`layout`] names its objects.
 //! * Where it can lie: [`local`] is a directory (`.castr`), [`local_files`] one of whole files, [`http`] a web server, [`object`] a bucket of
-//!   S3 or Google, [`oci`] a registry, [`sftp`] a directory of another machine; [`fault`] is a store that fails on script.
+//!   S3 or Google, [`oci`] a registry, [`sftp`] and [`ssh`] a directory of another machine; [`fault`] is a store that fails on script.
 //! * [`router`] asks several in order, [`mirror`] those that have the same chunks: `race` is the loop of both, `health` and
 //!   `latency` what they know about each.
-//! * [`retry`] asks again what failed in a way that can pass.
+//! * [`atomic`] writes local files that appear whole; [`retry`] asks again what failed in a way that can pass.
 //!
 //! Invariants: a store says `Ok(None)` for a chunk it does not have and an error for everything else; what it hands out is
 //! not trusted by anyone before it is decoded and verified; its name and its errors hold no secrets; every request has a timeout.
 
+pub mod atomic;
 pub mod fault;
 pub mod files;
 mod health;
@@ -30,6 +31,7 @@ mod race;
 pub mod retry;
 pub mod router;
 pub mod sftp;
+pub mod ssh;
 pub mod tls;
 
 pub use crate::chunk::codec::Form;

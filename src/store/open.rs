@@ -12,6 +12,7 @@ use super::object::BucketStore;
 use super::oci::OciStore;
 use super::router::Router;
 use super::sftp::SftpStore;
+use super::ssh::SshStore;
 use super::{FileStore, Store, StoreError, StoreOptions, WriteStore};
 
 /// A store that is meant: where it is, and how it is reached.
@@ -65,7 +66,7 @@ pub fn open(location: &Location, options: &StoreOptions) -> Result<Arc<dyn Store
         Location::Http(url) => Ok(Arc::new(HttpStore::new(url.clone(), options)?)),
         Location::Oci(location) => Ok(Arc::new(OciStore::new(location, options)?)),
         Location::Sftp(location) => Ok(Arc::new(SftpStore::new(location, options)?)),
-        other => Err(unsupported(other)),
+        Location::Ssh(location) => Ok(Arc::new(SshStore::new(location, options)?)),
     }
 }
 
@@ -90,7 +91,7 @@ pub fn open_writable(location: &Location, options: &StoreOptions) -> Result<Arc<
         Location::Http(url) => Ok(Arc::new(HttpStore::new(url.clone(), options)?)),
         Location::Oci(location) => Ok(Arc::new(OciStore::new(location, options)?)),
         Location::Sftp(location) => Ok(Arc::new(SftpStore::new(location, options)?)),
-        other => Err(unsupported(other)),
+        Location::Ssh(_) => Err(cannot(location, "a store over ssh:// can only be read (use sftp://)")),
     }
 }
 
@@ -105,10 +106,11 @@ pub fn open_files(location: &Location, options: &StoreOptions) -> Result<Arc<dyn
         Location::S3(bucket) => Ok(Arc::new(BucketStore::s3(bucket, options)?)),
         Location::Gcs { bucket, prefix } => Ok(Arc::new(BucketStore::gcs(bucket, prefix, options)?)),
         Location::Sftp(location) => Ok(Arc::new(SftpStore::new(location, options)?)),
-        other => Err(unsupported(other)),
+        Location::Ssh(location) => Ok(Arc::new(SshStore::new(location, options)?)),
+        Location::Oci(_) => Err(cannot(location, "a registry keeps chunks only, no index or archive")),
     }
 }
 
-fn unsupported(location: &Location) -> StoreError {
-    StoreError::new(location.to_string(), location.to_string(), "not supported")
+fn cannot(location: &Location, reason: &str) -> StoreError {
+    StoreError::new(location.to_string(), location.to_string(), reason)
 }
