@@ -2,7 +2,7 @@
 
 mod http;
 mod object;
-mod oci;
+pub mod oci;
 mod sftp;
 
 use std::os::unix::fs::PermissionsExt;

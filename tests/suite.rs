@@ -20,6 +20,7 @@ mod pack;
 mod pack_tar;
 mod protocol;
 mod proxy;
+mod remote;
 mod serve;
 mod store;
 mod support;

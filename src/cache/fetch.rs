@@ -5,7 +5,7 @@
 //! for the rest. A chunk that turns out wrong is fetched again, from another store if there is one; a failure that can pass is
 //! waited out until the chunk's deadline. What came from a store is kept on disk after its readers have been told.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::{BATCH_CHUNKS, ChunkLeader, GetError, PERMIT_BYTES, Shared, Want};
 use crate::chunk::{Chunk, codec};
 use crate::digest::{ChunkId, Digest};
+use crate::store::latency::{Latencies, MIN_DEADLY_SILENCE};
 use crate::store::retry::RetryPolicy;
 use crate::store::{Fetched, StoreError, Stored};
 
@@ -27,6 +28,9 @@ const MAX_BAD_FETCHES: u32 = 8;
 /// The pauses between requests that fail in a way that can pass; the deadline ends them.
 pub(super) const PAUSES: RetryPolicy =
     RetryPolicy { n_retries: u32::MAX, base: Duration::from_millis(50), max: Duration::from_secs(2) };
+
+/// The most requests for a chunk at the same time, of which all but one are believed to be lost.
+const MAX_ASKED: u32 = 4;
 
 /// A chunk to fetch, and the duty to tell.
 #[derive(Debug)]
@@ -171,11 +175,7 @@ async fn fetch_in_time(shared: &Shared, task: &mut Task) -> Result<Result<Option
     let mut n_before = 0;
     let mut last_error = None;
     loop {
-        let request = async {
-            let _permit = shared.requests.acquire().await;
-            shared.store.fetch_avoiding(id, &task.avoid).await
-        };
-        let pause = match tokio::time::timeout_at(deadline, request).await {
+        let pause = match tokio::time::timeout_at(deadline, ask(shared, id, &task.avoid)).await {
             Err(_) => {
                 shared.report.n_store_errors.add(1);
                 // What came of it so far says more than that it is late.
@@ -207,7 +207,46 @@ async fn fetch_in_time(shared: &Shared, task: &mut Task) -> Result<Result<Option
     }
 }
 
+/// Makes a request; and the same again beside it when it has been silent for much longer than others were, because it may be one that
+/// is never answered. The first answer counts.
+async fn ask(shared: &Shared, id: ChunkId, avoid: &[String]) -> Result<Option<Fetched>, StoreError> {
+    let request = || async {
+        let _permit = shared.requests.acquire().await;
+        let start = Instant::now();
+        (shared.store.fetch_avoiding(id, avoid).await, start.elapsed())
+    };
+    let mut requests = FuturesUnordered::from_iter([request()]);
+    let mut patience = shared.latencies().deadly_silence(MIN_DEADLY_SILENCE);
+    let mut n_asked = 1;
+    loop {
+        let answered = match n_asked < MAX_ASKED {
+            true => tokio::time::timeout(patience, requests.next()).await,
+            false => Ok(requests.next().await),
+        };
+        match answered {
+            Ok(Some((Ok(answer), latency))) => {
+                shared.latencies().add(latency, true);
+                return Ok(answer);
+            }
+            // One that is still under way may do better.
+            Ok(Some((Err(error), _))) if error.is_transient && !requests.is_empty() => tracing::debug!("{error}"),
+            Ok(Some((Err(error), _))) => return Err(error),
+            // There is always one under way, so this does not happen.
+            Ok(None) => return Ok(None),
+            Err(_) => {
+                requests.push(request());
+                n_asked += 1;
+                patience *= 2;
+            }
+        }
+    }
+}
+
 impl Shared {
+    fn latencies(&self) -> MutexGuard<'_, Latencies> {
+        self.latencies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes the in-flight budget for some bytes; more than the whole budget counts as the whole budget.
     async fn reserve(&self, n_bytes: u64) -> Result<OwnedSemaphorePermit, tokio::sync::AcquireError> {
         let n_permits = u32::try_from(n_bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);

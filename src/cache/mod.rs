@@ -16,7 +16,7 @@ mod inflight;
 pub mod keeper;
 pub mod memory;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use crate::chunk::Chunk;
 use crate::digest::{ChunkId, Digest};
 use crate::report::Report;
+use crate::store::latency::Latencies;
 use crate::store::{Store, StoreError};
 use disk::DiskTier;
 use inflight::{Abandoned, Inflight, Leader, Role};
@@ -163,6 +164,8 @@ struct Shared {
     workers: Arc<Semaphore>,
     /// Requests to a store that is not blocking, at the same time.
     requests: Semaphore,
+    /// Of requests to such a store; never held over I/O or await.
+    latencies: Mutex<Latencies>,
     report: Arc<Report>,
 }
 
@@ -188,6 +191,7 @@ impl Cache {
             n_budget_permits,
             workers: Arc::new(Semaphore::new(BATCHES_PER_CORE * n_cores)),
             requests: Semaphore::new(MAX_REQUESTS),
+            latencies: Mutex::default(),
             report,
         };
         Self { shared: Arc::new(shared) }

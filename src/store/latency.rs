@@ -25,18 +25,18 @@ const MAX_LATENESS: Duration = Duration::from_secs(5);
 const LATENESS_FACTOR: f64 = 1.25;
 
 /// The bounds of a silence that shows a store to be dead; between them it is some times the 95th percentile.
-pub(super) const MIN_DEADLY_SILENCE: Duration = Duration::from_secs(1);
+pub(crate) const MIN_DEADLY_SILENCE: Duration = Duration::from_secs(1);
 const UNKNOWN_SILENCE: Duration = Duration::from_secs(2);
 const MAX_SILENCE: Duration = Duration::from_secs(10);
 const SILENCE_FACTOR: u32 = 4;
 
 /// The last latencies, oldest first, and of each whether it is that of an answer: otherwise nobody waited any longer.
 #[derive(Debug, Default)]
-pub(super) struct Latencies(VecDeque<(Duration, bool)>);
+pub(crate) struct Latencies(VecDeque<(Duration, bool)>);
 
 impl Latencies {
     /// Remembers one.
-    pub(super) fn add(&mut self, latency: Duration, is_answer: bool) {
+    pub(crate) fn add(&mut self, latency: Duration, is_answer: bool) {
         if self.0.len() == N_LATENCIES {
             self.0.pop_front();
         }
@@ -67,7 +67,7 @@ impl Latencies {
     }
 
     /// How long a silence, of `min` at the least, shows the store to be dead.
-    pub(super) fn deadly_silence(&self, min: Duration) -> Duration {
+    pub(crate) fn deadly_silence(&self, min: Duration) -> Duration {
         let usual = match self.p95() {
             Some(p95) => p95 * SILENCE_FACTOR,
             None => UNKNOWN_SILENCE.max(self.longest(Self::is_answer) * SILENCE_FACTOR),

@@ -17,7 +17,7 @@ pub mod fault;
 pub mod files;
 mod health;
 pub mod http;
-mod latency;
+pub(crate) mod latency;
 pub mod layout;
 pub mod local;
 pub mod local_files;

@@ -24,7 +24,7 @@ use crate::support::server::{Server, free_port};
 
 /// docker-registry that keeps all in memory (it flushes every file otherwise), or nothing where it is not installed. `auth` is a part
 /// of its configuration, which lies in `dir`.
-fn registry(dir: &Path, auth: &str) -> Option<Server> {
+pub fn registry(dir: &Path, auth: &str) -> Option<Server> {
     let peer = peer("docker-registry")?;
     let port = free_port();
     let config = format!(
