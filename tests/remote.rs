@@ -227,7 +227,7 @@ fn one_request_in_five_may_fail_in_any_way() {
     ];
     for (seed, fault) in faults.into_iter().enumerate() {
         let proxy = FaultProxy::start(nginx_address(&nginx), move |n, _| match chosen(seed as u64, n, 20) {
-            true => fault.clone(),
+            true => fault,
             false => ProxyFault::None,
         });
         // One server, with nobody else to ask.

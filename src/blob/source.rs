@@ -96,9 +96,13 @@ impl IndexBytes {
                 .open(dir);
             options.and_then(|mut file| file.write_all(&bytes).map(|()| file))
         };
-        let file = match dir.map(unnamed) {
-            Some(Ok(file)) => file,
-            _ => unnamed(Path::new(SPOOL_DIR))?,
+        let laid_down = match dir.map(unnamed) {
+            Some(Ok(file)) => Ok(file),
+            _ => unnamed(Path::new(SPOOL_DIR)),
+        };
+        let Ok(file) = laid_down else {
+            tracing::warn!("a large index is held in memory: it cannot be laid down in {SPOOL_DIR} or the cache");
+            return Ok(Self::Copied(bytes));
         };
         let metadata = file.metadata()?;
         let map = MappedFile::new(&file)?;

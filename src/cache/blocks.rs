@@ -44,6 +44,8 @@ pub struct RemoteFile {
     pub files: Option<Arc<dyn FileStore>>,
     /// Its name there.
     pub file: String,
+    /// What its blocks are kept under.
+    pub key: String,
     /// What messages call it.
     pub name: String,
     /// What was known of it when it was opened.
@@ -83,7 +85,7 @@ impl Blocks {
     /// Opens a file. With `disk`, blocks are kept there if the file has a version to know them by.
     pub fn new(remote: RemoteFile, disk: Option<Arc<DiskTier>>, config: CacheConfig, report: Arc<Report>) -> Self {
         let kept = disk.zip(remote.info.version.as_ref()).map(|(disk, version)| {
-            let ids = disk.block_ids(&remote.name, &version.0);
+            let ids = disk.block_ids(&remote.key, &version.0);
             Kept { disk, ids }
         });
         let n_blocks = |bytes: u64| usize::try_from(bytes / BLOCK_BYTES).unwrap_or(usize::MAX);
@@ -426,7 +428,8 @@ mod tests {
             Arc::new(Memory { content, version: Mutex::new(version.clone()), n_ranges: AtomicU64::new(0), fail_every });
         let info = FileInfo { size: n_bytes as u64, version: Some(version), mtime: None, has_ranges: true };
         let files: Arc<dyn FileStore> = Arc::clone(&memory) as Arc<dyn FileStore>;
-        let remote = RemoteFile { files: Some(files), file: "f".into(), name: "memory/f".into(), info };
+        let remote =
+            RemoteFile { files: Some(files), file: "f".into(), key: "f".into(), name: "memory/f".into(), info };
         let config = CacheConfig {
             memory_bytes,
             inflight_bytes: 1 << 20,

@@ -1,29 +1,37 @@
 //! A store as a cache: what other stores gave is written to it after its readers have been told.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use crate::chunk::Chunk;
 use crate::chunk::codec::{self, Form};
+use crate::digest::ChunkId;
 use crate::report::Report;
-use crate::store::{Put, Stored, WriteStore};
+use crate::store::{Put, StoreError, Stored, WriteStore};
 
 /// Writes verified chunks to a store, behind the readers' backs.
 #[derive(Debug)]
 pub struct Keeper {
     store: Arc<dyn WriteStore>,
     report: Arc<Report>,
-    /// Whether the last write failed, so that a store that is away is told of once.
-    is_failing: AtomicBool,
+    /// Until when nothing is written, after a write that failed; a store that is away is told of once.
+    rests_until: Mutex<Option<Instant>>,
 }
+
+/// How long one write may take: it holds a part of the memory that fetches need.
+const MAX_WRITE: Duration = Duration::from_secs(5);
+
+/// How long a store that failed is left alone.
+const REST: Duration = Duration::from_secs(30);
 
 impl Keeper {
     /// Keeps chunks in a store, which must be one of those that are asked.
     pub fn new(store: Arc<dyn WriteStore>, report: Arc<Report>) -> Self {
-        Self { store, report, is_failing: AtomicBool::new(false) }
+        Self { store, report, rests_until: Mutex::default() }
     }
 
     /// The store.
@@ -34,7 +42,7 @@ impl Keeper {
     /// Starts to write a chunk that came from the store called `from`. The permit is held until it is written, so that a slow cache slows
     /// the fetching and not the growth of memory. Must be called on a thread of a runtime.
     pub(super) fn keep(self: &Arc<Self>, chunk: Chunk, stored: Stored, from: &str, permit: &Arc<OwnedSemaphorePermit>) {
-        if from == self.store.name() {
+        if from == self.store.name() || self.rests_until().is_some_and(|until| Instant::now() < until) {
             return;
         }
         let stored = match (stored.form, self.store.form()) {
@@ -46,19 +54,40 @@ impl Keeper {
         };
         let (keeper, permit) = (Arc::clone(self), Arc::clone(permit));
         Handle::current().spawn(async move {
-            match keeper.store.put(chunk.id(), stored).await {
+            let written = match tokio::time::timeout(MAX_WRITE, keeper.write(chunk.id(), stored)).await {
+                Ok(written) => written,
+                Err(_) => {
+                    let name = keeper.store.name();
+                    Err(StoreError::transient(name, chunk.id().to_hex(), format!("not written within {MAX_WRITE:?}")))
+                }
+            };
+            match written {
                 Ok(put) => {
                     keeper.report.n_kept.add(u64::from(put == Put::Written));
-                    keeper.is_failing.store(false, Ordering::Relaxed);
+                    *keeper.rests_until() = None;
                 }
                 Err(error) => {
                     keeper.report.n_keep_errors.add(1);
-                    if !keeper.is_failing.swap(true, Ordering::Relaxed) {
+                    if keeper.rests_until().replace(Instant::now() + REST).is_none() {
                         tracing::warn!("the cache cannot be written, reads go on without it: {error}");
                     }
                 }
             }
             drop(permit);
         });
+    }
+
+    async fn write(&self, id: ChunkId, stored: Stored) -> Result<Put, StoreError> {
+        if self.store.blocking().is_none() {
+            return self.store.put(id, stored).await;
+        }
+        // A store of local files writes on the thread that asks it, and that must not be one that others wait for.
+        let store = Arc::clone(&self.store);
+        let put = tokio::task::spawn_blocking(move || Handle::current().block_on(store.put(id, stored)));
+        put.await.unwrap_or_else(|error| Err(StoreError::new(self.store.name(), id.to_hex(), error)))
+    }
+
+    fn rests_until(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.rests_until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -134,10 +134,19 @@ fn check_not_covered(mountpoint: &Path, places: &[String]) -> anyhow::Result<()>
     let Ok(mountpoint) = mountpoint.canonicalize() else { return Ok(()) };
     for member in places.iter().flat_map(|place| split_group(place)) {
         let Ok(Location::Local(store)) = Location::parse(member) else { continue };
-        if store.canonicalize().is_ok_and(|store| store.starts_with(&mountpoint)) {
+        if real_path(&store).is_some_and(|store| store.starts_with(&mountpoint)) {
             let (store, mountpoint) = (store.display(), mountpoint.display());
             anyhow::bail!("a mount on {mountpoint} would cover the store {store} (mount it elsewhere)");
         }
     }
     Ok(())
+}
+
+/// The path without symlinks, of what need not be there yet.
+fn real_path(path: &Path) -> Option<PathBuf> {
+    let path = std::path::absolute(path).ok()?;
+    path.ancestors().find_map(|ancestor| {
+        let real = ancestor.canonicalize().ok()?;
+        Some(real.join(path.strip_prefix(ancestor).ok()?))
+    })
 }

@@ -53,6 +53,7 @@ impl Pull {
         if let Err(error) = &served
             && !sender.is_gone()
         {
+            // The second one after `give_up`, if it was that; the client has left with the first.
             sender.send_blocking(Frame::Abort { errno: error.errno(), reason: error.to_string() });
         }
         let was_gone = sender.is_gone();
@@ -172,21 +173,28 @@ async fn answer(queue: Arc<Queue>, store: Arc<dyn Store>, sender: Sender) -> Res
                 if data.len() > MAX_CHUNK_DATA_BYTES {
                     let n_bytes = data.len();
                     let reason = format!("chunk {id} has {n_bytes} bytes, more than the protocol can carry");
-                    return Err(SessionError::Failed(reason));
+                    return give_up(&queue, &sender, reason).await;
                 }
                 Frame::Chunk { is_compressed: true, id, data }
             }
-            Err(error) => {
-                // A client that is told "missing" goes on to its next store; one that is told nothing waits.
-                tracing::warn!("{error}");
-                Frame::Missing(id)
-            }
+            // Not "missing": it may be there, and a client that is told so asks again.
+            Err(error) => return give_up(&queue, &sender, error.to_string()).await,
         };
         if !sender.send(frame).await {
+            // Nobody is left to answer, and nobody is to wait for room.
+            queue.close();
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// Tells the client at once, which then ends the session: the one who reads would not notice before that.
+async fn give_up(queue: &Queue, sender: &Sender, reason: String) -> Result<(), SessionError> {
+    let error = SessionError::Failed(reason);
+    sender.send(Frame::Abort { errno: error.errno(), reason: error.to_string() }).await;
+    queue.close();
+    Err(error)
 }
 
 /// Ids that are asked for and not answered.
@@ -249,12 +257,14 @@ impl Queue {
     /// Blocks while too many are waiting.
     fn wait_for_room(&self) {
         let waiting = self.lock();
-        let is_full = |waiting: &mut Waiting| waiting.urgent.len() + waiting.others.len() > MAX_QUEUED;
+        let is_full =
+            |waiting: &mut Waiting| !waiting.is_closed && waiting.urgent.len() + waiting.others.len() > MAX_QUEUED;
         drop(self.room.wait_while(waiting, is_full));
     }
 
     fn close(&self) {
         self.lock().is_closed = true;
+        self.room.notify_all();
         self.news.notify_waiters();
         // Also for a worker between its look and its wait: it has enabled its wait before it looked.
         (0..N_FETCHES).for_each(|_| self.news.notify_one());

@@ -90,6 +90,7 @@ impl Push {
             push: &self,
             archive: None,
             index: Vec::new(),
+            lacking: Vec::new(),
             wanted: HashSet::new(),
             digest: Digest::default(),
             waits_for_index: theirs.has(Features::PUSH_INDEX),
@@ -109,6 +110,8 @@ struct Taking<'a> {
     push: &'a Push,
     archive: Option<AtomicFile>,
     index: Vec<u8>,
+    /// Chunks to ask for, last first.
+    lacking: Vec<ChunkId>,
     /// Chunks asked for and not come.
     wanted: HashSet<ChunkId>,
     digest: Digest,
@@ -136,7 +139,10 @@ impl Taking<'_> {
                     self.waits_for_archive = false;
                     self.archive_file()?;
                 }
-                Frame::Chunk { is_compressed, id, data } => self.chunk(id, is_compressed, data)?,
+                Frame::Chunk { is_compressed, id, data } => {
+                    self.chunk(id, is_compressed, data)?;
+                    self.ask_for_more()?;
+                }
                 Frame::Missing(id) => {
                     let reason = format!("the index has chunk {id}, which the client does not have");
                     return Err(SessionError::Failed(reason));
@@ -178,9 +184,18 @@ impl Taking<'_> {
                 }
             }
         }
-        self.wanted = lacking.iter().copied().collect();
-        for ids in lacking.chunks(IDS_PER_REQUEST) {
-            if !self.sender.send_blocking(Frame::Request { is_urgent: false, ids: ids.to_vec() }) {
+        lacking.reverse();
+        self.lacking = lacking;
+        self.ask_for_more()
+    }
+
+    /// Keeps a window of requests open. Not all at once: a client that writes and does not read meanwhile would stop us both.
+    fn ask_for_more(&mut self) -> Result<(), SessionError> {
+        while !self.lacking.is_empty() && self.wanted.len() < IDS_PER_REQUEST {
+            let from = self.lacking.len().saturating_sub(IDS_PER_REQUEST);
+            let ids: Vec<ChunkId> = self.lacking.drain(from..).rev().collect();
+            self.wanted.extend(&ids);
+            if !self.sender.send_blocking(Frame::Request { is_urgent: false, ids }) {
                 return Err(SessionError::Ended);
             }
         }

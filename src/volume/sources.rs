@@ -12,18 +12,22 @@ use crate::cache::disk::{DiskConfig, DiskTier};
 use crate::cache::keeper::Keeper;
 use crate::cache::{Cache, CacheConfig, Tiers};
 use crate::config::SourceConfig;
+use crate::digest::Digest;
 use crate::report::Report;
 use crate::store::files::{ReadWhole, WholeFile};
-use crate::store::location::{FileLocation, Location};
+use crate::store::location::{DEFAULT_STORE_NAME, FileLocation, Location};
 use crate::store::open::{StoreSpec, open_files, open_store_list, open_writable};
+use crate::store::retry::RetryPolicy;
 use crate::store::router::Router;
-use crate::store::{FileInfo, FileStore, FileVersion, Store, StoreError};
+use crate::store::{FileInfo, FileStore, FileVersion, Store, StoreError, StoreOptions};
 
 /// What a local cache leaves free when nothing is said, in bytes: enough for a system to go on writing its logs.
 const DEFAULT_KEEP_FREE_BYTES: u64 = 128 << 20;
 
 /// The share of a read's time that one request may take, so that another one, or another mirror, can be asked as well.
 const REQUESTS_PER_READ: u32 = 3;
+
+const CACHE_IS_STORE: &str = "it is a store, and cannot be a cache (a cache deletes what is old)";
 
 /// What content is read from.
 #[derive(Debug)]
@@ -64,6 +68,7 @@ impl<'a> Sources<'a> {
         };
         match &spec.location {
             Location::Local(path) if spec.options.layout.cipher.is_none() => {
+                sources.check_not_a_store(path)?;
                 let disk = DiskConfig {
                     path: path.clone(),
                     quota_bytes: config.cache_size_bytes,
@@ -74,7 +79,9 @@ impl<'a> Sources<'a> {
                 sources.tiers.disk = Some(opened);
             }
             location => {
-                let store = open_writable(location, &spec.options).map_err(|error| OpenError::new(text, error))?;
+                // A cache that is slow or away is done without.
+                let options = StoreOptions { retry: RetryPolicy::NEVER, ..spec.options.clone() };
+                let store = open_writable(location, &options).map_err(|error| OpenError::new(text, error))?;
                 sources.tiers.keeper = Some(Arc::new(Keeper::new(store, Arc::clone(report))));
             }
         }
@@ -93,9 +100,7 @@ impl<'a> Sources<'a> {
         }
         if !self.config.offline {
             for text in self.stores_or_default(location)? {
-                let group = self.resolve(&text)?;
-                self.check_not_the_cache(&group)?;
-                stores.extend(open_store_list(&[group]).map_err(fail)?);
+                stores.extend(open_store_list(&[self.resolve(&text)?]).map_err(fail)?);
             }
         }
         let store: Arc<dyn Store> = match stores.len() {
@@ -140,7 +145,8 @@ impl<'a> Sources<'a> {
     async fn whole_file(&self, location: &FileLocation, name: &str) -> Result<WholeFile, OpenError> {
         let shown = location.to_string();
         let fail = |why: &dyn ToString| OpenError::new(&shown, why.to_string());
-        let kept = self.tiers.disk.as_ref().and_then(|disk| disk.kept_file(&shown)).map(|kept| WholeFile {
+        let key = key_of(location);
+        let kept = self.tiers.disk.as_ref().and_then(|disk| disk.kept_file(&key)).map(|kept| WholeFile {
             info: FileInfo {
                 size: kept.bytes.len() as u64,
                 version: kept.version.map(FileVersion),
@@ -153,9 +159,9 @@ impl<'a> Sources<'a> {
             return kept.ok_or_else(|| fail(&"it is not in the cache, and its store is not asked (offline)"));
         }
         let known = kept.as_ref().and_then(|kept| kept.info.version.as_ref());
-        let files = self.files(location)?;
-        let asked =
-            tokio::time::timeout(self.cache_config.fetch_timeout, files.read_whole(name, known, MAX_INDEX_BYTES));
+        let (files, request_timeout) = self.files(location, None)?;
+        let timeout = request_timeout.max(self.cache_config.fetch_timeout);
+        let asked = tokio::time::timeout(timeout, files.read_whole(name, known, MAX_INDEX_BYTES));
         let answer = match asked.await {
             Ok(answer) => answer,
             Err(_) => Err(StoreError::transient(files.name(), name, "no answer in time")),
@@ -164,7 +170,7 @@ impl<'a> Sources<'a> {
             (Ok(ReadWhole::Content(whole)), _) => {
                 if let Some(disk) = &self.tiers.disk {
                     let version = whole.info.version.as_ref().map(|version| version.0.as_str());
-                    disk.keep_file(&shown, version, whole.info.mtime, &whole.bytes);
+                    disk.keep_file(&key, version, whole.info.mtime, &whole.bytes);
                 }
                 Ok(whole)
             }
@@ -189,13 +195,15 @@ impl<'a> Sources<'a> {
         let shown = location.to_string();
         let fail = |why: &dyn ToString| OpenError::new(&shown, why.to_string());
         // What was known of the file is kept beside its blocks, so that it can be opened offline.
-        let key = format!("facts of {shown}");
-        let kept = self.tiers.disk.as_ref().and_then(|disk| disk.kept_file(&key));
+        let key = key_of(location);
+        let facts_key = format!("facts of {key}");
+        let kept = self.tiers.disk.as_ref().and_then(|disk| disk.kept_file(&facts_key));
         let kept = kept.and_then(|kept| {
             let size = u64::from_le_bytes(kept.bytes.as_slice().try_into().ok()?);
             Some(FileInfo { size, version: kept.version.map(FileVersion), mtime: kept.mtime, has_ranges: true })
         });
-        let files = if self.config.offline { None } else { Some(self.files(location)?) };
+        let share = self.share();
+        let files = if self.config.offline { None } else { Some(self.files(location, Some(share))?.0) };
         let info = match &files {
             None => kept.ok_or_else(|| fail(&"it is not in the cache, and its store is not asked (offline)"))?,
             Some(files) => {
@@ -215,11 +223,17 @@ impl<'a> Sources<'a> {
         if !info.has_ranges {
             return Err(fail(&"its server cannot read parts of a file (copy it here, or serve it over http or sftp)"));
         }
+        if info.version.is_none() {
+            // Its blocks could be of several contents, and nothing would tell.
+            return Err(fail(
+                &"its server tells no version of it (an ETag or Last-Modified is needed to read it in parts)",
+            ));
+        }
         if let (Some(disk), Some(version)) = (&self.tiers.disk, &info.version) {
-            disk.keep_file(&key, Some(&version.0), info.mtime, &info.size.to_le_bytes());
+            disk.keep_file(&facts_key, Some(&version.0), info.mtime, &info.size.to_le_bytes());
         }
         let mtime = info.mtime.unwrap_or(SystemTime::UNIX_EPOCH);
-        let remote = RemoteFile { files, file: name.to_owned(), name: shown, info };
+        let remote = RemoteFile { files, file: name.to_owned(), key, name: shown, info };
         let blocks = Blocks::new(remote, self.tiers.disk.clone(), self.cache_config, Arc::clone(&self.report));
         Ok((blocks, mtime))
     }
@@ -239,27 +253,42 @@ impl<'a> Sources<'a> {
         }
     }
 
-    fn files(&self, location: &FileLocation) -> Result<Arc<dyn FileStore>, OpenError> {
+    /// Where a remote file lies, and how long a request there may take: no longer than `share`, if one is given. An index may take as long
+    /// as the settings allow: its length is not known.
+    fn files(
+        &self,
+        location: &FileLocation,
+        share: Option<Duration>,
+    ) -> Result<(Arc<dyn FileStore>, Duration), OpenError> {
         let FileLocation::Remote { directory, directory_text, .. } = location else {
             return Err(OpenError::new(&location.to_string(), "it does not lie in a store"));
         };
-        let specs = self.resolve(directory_text)?;
-        let options = specs.first().map(|spec| spec.options.clone()).unwrap_or_default();
-        open_files(directory, &options).map_err(|error| OpenError::new(&location.to_string(), error))
+        let specs = self.config.settings.resolve(directory_text).map_err(|error| OpenError::new("store", error))?;
+        let mut options = specs.first().map(|spec| spec.options.clone()).unwrap_or_default();
+        options.request_timeout = options.request_timeout.min(share.unwrap_or(Duration::MAX));
+        let opened = open_files(directory, &options).map_err(|error| OpenError::new(&location.to_string(), error))?;
+        Ok((opened, options.request_timeout))
     }
 
-    /// Refuses a store that is also the cache: the cache's quota would eat the store.
-    fn check_not_the_cache(&self, group: &[StoreSpec]) -> Result<(), OpenError> {
-        let Some(cache) = self.tiers.disk.as_ref().and_then(|disk| disk.path().canonicalize().ok()) else {
-            return Ok(());
-        };
-        let is_cache = |path: &Path| path.canonicalize().is_ok_and(|path| path == cache);
-        match group.iter().find_map(|spec| spec.location.local_path().filter(|path| is_cache(path))) {
-            None => Ok(()),
-            Some(path) => {
-                let why = "it is a store, and cannot be its own cache (a cache deletes what is old)";
-                Err(OpenError::new(&path.to_string_lossy(), why))
+    /// What one request of a read may take.
+    fn share(&self) -> Duration {
+        self.cache_config.fetch_timeout / REQUESTS_PER_READ
+    }
+
+    /// Refuses a cache that is one of the stores: its quota would eat the store. To be asked before the cache is opened.
+    fn check_not_a_store(&self, cache: &Path) -> Result<(), OpenError> {
+        let Ok(cache) = cache.canonicalize() else { return Ok(()) };
+        for text in &self.config.stores {
+            for spec in self.resolve(text)? {
+                if spec.location.local_path().is_some_and(|path| path.canonicalize().is_ok_and(|path| path == cache)) {
+                    return Err(OpenError::new(text, CACHE_IS_STORE));
+                }
             }
+        }
+        // The store that is found beside an index, by its name.
+        match cache.file_name().is_some_and(|name| name == DEFAULT_STORE_NAME) {
+            true => Err(OpenError::new(&cache.to_string_lossy(), CACHE_IS_STORE)),
+            false => Ok(()),
         }
     }
 
@@ -267,8 +296,7 @@ impl<'a> Sources<'a> {
     fn resolve(&self, text: &str) -> Result<Vec<StoreSpec>, OpenError> {
         let mut specs = self.config.settings.resolve(text).map_err(|error| OpenError::new("store", error))?;
         for spec in &mut specs {
-            let share = self.cache_config.fetch_timeout / REQUESTS_PER_READ;
-            spec.options.request_timeout = spec.options.request_timeout.min(share);
+            spec.options.request_timeout = spec.options.request_timeout.min(self.share());
         }
         Ok(specs)
     }
@@ -285,4 +313,9 @@ impl<'a> Sources<'a> {
         }
         Ok(vec![beside])
     }
+}
+
+/// What a remote file is kept under: all of its location counts, also what is not shown of it.
+fn key_of(location: &FileLocation) -> String {
+    Digest::Sha256.id(format!("{location:?}").as_bytes()).to_hex()
 }

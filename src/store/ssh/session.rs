@@ -23,6 +23,9 @@ const MAX_SAID_BYTES: usize = 4096;
 /// After so many answers another session is begun, so that the ids remembered stay few.
 const MAX_ANSWERED: usize = 1 << 18;
 
+/// What ssh says when asking again cannot help.
+const REFUSALS: [&str; 3] = ["Permission denied", "Host key verification failed", "Too many authentication failures"];
+
 /// Which place of the far end's command line the path of a session stands in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Slot {
@@ -211,8 +214,11 @@ async fn step(
         Frame::Missing(id) => (id, None),
         other => return Err(wire.unexpected(&other)),
     };
+    let Some(answers) = waiting.remove(&id) else {
+        return Err(wire.error(format!("the far end sent chunk {id}, which nobody asked for")));
+    };
     lock(answered).insert(id);
-    for answer in waiting.remove(&id).unwrap_or_default() {
+    for answer in answers {
         let _ = answer.send(Ok(stored.clone()));
     }
     Ok(true)
@@ -370,7 +376,9 @@ impl Wire {
         let said = lock(&self.said).clone();
         // ssh ends with 255 for its own failures, a shell with 127 and 126 if there is no such command: asking again helps the first only.
         let code = status.ok().and_then(Result::ok).and_then(|status| status.code());
-        let is_transient = error.is_transient && !matches!(code, Some(126 | 127));
+        // Who is not let in, or does not trust the host, only makes more log entries there by asking again.
+        let is_refused = !self.is_greeted && REFUSALS.iter().any(|refusal| said.contains(refusal));
+        let is_transient = error.is_transient && !matches!(code, Some(126 | 127)) && !is_refused;
         let reason = if said.is_empty() { error.reason } else { format!("{}: {said}", error.reason) };
         StoreError { reason, is_transient, ..error }
     }
