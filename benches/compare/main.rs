@@ -6,6 +6,7 @@
 //! * [`data`]: what is mounted: a tree and an image as casync index and store and as squashfs, made once and kept.
 //! * [`subjects`]: who mounts it: caifs, casync, desync, squashfuse, and the kernel's own filesystem.
 //! * [`measure`]: one measurement each: find, tar, sequential and random reads.
+//! * [`http`]: the image over HTTP, with a delay, and with the disk tier before it.
 //! * [`limit`]: the same chunks opened, decoded and verified without any filesystem.
 //! * [`results`]: samples, medians, the table, the JSON, the targets.
 //!
@@ -14,6 +15,7 @@
 //! process id, also when the run is interrupted.
 
 mod data;
+mod http;
 mod limit;
 mod measure;
 mod options;

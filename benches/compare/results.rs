@@ -43,10 +43,14 @@ pub enum Metric {
     MountSmallIndex,
     MountLargeIndex,
     IndexRss,
+    HttpSequential,
+    HttpKeeping,
+    HttpKept,
+    DelayedSequential,
 }
 
 impl Metric {
-    const ALL: [Self; 23] = [
+    const ALL: [Self; 27] = [
         Self::TreeMount,
         Self::TreeFirstByte,
         Self::FindCold,
@@ -70,6 +74,10 @@ impl Metric {
         Self::MountSmallIndex,
         Self::MountLargeIndex,
         Self::IndexRss,
+        Self::HttpSequential,
+        Self::HttpKeeping,
+        Self::HttpKept,
+        Self::DelayedSequential,
     ];
 
     /// Group, text and unit.
@@ -98,6 +106,10 @@ impl Metric {
             Self::MountSmallIndex => ("index", "time to mount, 1 MiB", "ms"),
             Self::MountLargeIndex => ("index", "time to mount, large (sparse)", "ms"),
             Self::IndexRss => ("index", "peak RSS of the server", "MiB"),
+            Self::HttpSequential => ("http", "sequential read over HTTP", "MiB/s"),
+            Self::HttpKeeping => ("http", "  the same, kept on disk meanwhile", "MiB/s"),
+            Self::HttpKept => ("http", "  from what was kept", "MiB/s"),
+            Self::DelayedSequential => ("http", "  20 ms added to each request", "MiB/s"),
         }
     }
 
@@ -296,6 +308,18 @@ impl Results {
                 ratio(ours(Metric::MountLargeIndex), ours(Metric::MountSmallIndex)),
                 false,
                 1.5,
+            ),
+            target(
+                "over HTTP: times faster than desync",
+                ratio(ours(Metric::HttpSequential), value("desync", Metric::HttpSequential)),
+                true,
+                3.0,
+            ),
+            target(
+                "20 ms added: times one chunk at a time",
+                ratio(ours(Metric::DelayedSequential), value("limit", Metric::DelayedSequential)),
+                true,
+                20.0,
             ),
             target("peak RSS: MiB", rss.max_by(f64::total_cmp), false, budget_mib + RSS_ALLOWANCE_MIB),
         ]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::data::{Data, Source, Zeros};
+use crate::http::{self, Servers};
 use crate::limit::{Verify, decode_all};
 use crate::measure::{self, byte_at, drop_caches, heat, prewarm};
 use crate::options::Options;
@@ -56,6 +57,10 @@ impl Rounds<'_> {
         let wants_image = self.options.wants_group("image") && subject.can(What::Image);
         if let Some(image) = data.image.as_ref().filter(|_| wants_image) {
             self.guarded(subject.name, "image", |rounds| rounds.image(subject, image, round));
+        }
+        let wants_http = self.options.wants_group("http") && matches!(subject.name, "caifs" | "desync");
+        if let Some(image) = data.image.as_ref().filter(|_| wants_http) {
+            self.guarded(subject.name, "http", |rounds| rounds.http(subject, image));
         }
         let mounts_index = matches!(subject.name, "caifs" | "desync");
         if let Some(zeros) = data.zeros.as_ref().filter(|_| mounts_index) {
@@ -170,6 +175,16 @@ impl Rounds<'_> {
             }
         }
         Ok(())
+    }
+
+    fn http(&mut self, subject: &Subject, image: &Source) -> Result<(), String> {
+        heat(&image.store).map_err(|error| error.to_string())?;
+        prewarm(image.content_bytes + IMAGE_PREWARM_BYTES);
+        let servers = Servers::start(&self.options.work.join("nginx"), &image.store)?;
+        let results = &mut *self.results;
+        http::round(subject, image, &servers, &self.options.work, |subject, metric, value| {
+            results.add(subject, metric, value);
+        })
     }
 
     fn limit(&mut self) {

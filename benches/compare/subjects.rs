@@ -74,6 +74,11 @@ impl Subject {
         }
     }
 
+    /// What to run.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// Mounts a source on an empty directory.
     ///
     /// # Errors
@@ -138,7 +143,7 @@ fn line_with(word: &str, mut command: Command) -> Option<String> {
 }
 
 /// The file of a mounted blob, whatever the server calls it.
-fn file_of_size(dir: &Path, bytes: u64) -> Result<PathBuf, String> {
+pub fn file_of_size(dir: &Path, bytes: u64) -> Result<PathBuf, String> {
     let entries = fs::read_dir(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     entries
         .filter_map(|entry| Some(entry.ok()?.path()))

@@ -206,7 +206,10 @@ async fn credentials_go_to_the_store_and_nowhere_else() {
     let name = Store::name(&mine("?sig=a")).to_owned();
     let wrong = store(&nginx.url().replace("http://", "http://user:hidden@"), &with_http(HttpOptions::default()));
     let error = reason(wrong.fetch(id).await, "401 Authorization Required");
-    assert!(!error.to_string().contains("hidden") && !name.contains("pass") && !name.contains("sig=a"), "{error} {name}");
+    assert!(
+        !error.to_string().contains("hidden") && !name.contains("pass") && !name.contains("sig=a"),
+        "{error} {name}"
+    );
     let right = HttpOptions { authorization: Some(Secret::new(login)), ..HttpOptions::default() };
     let right = open(&Location::parse(&nginx.url()).unwrap(), &with_http(right)).unwrap();
     assert_eq!(right.has(id).await, Ok(true));

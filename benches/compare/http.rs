@@ -1,0 +1,119 @@
+//! The image over HTTP: nginx on loopback, as it is and with 20 ms added to each request, and the disk tier before it.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::data::Source;
+use crate::measure;
+use crate::results::Metric;
+use crate::subjects::Subject;
+use crate::support::mounted::Mounted;
+use crate::support::peers::find;
+use crate::support::proxy::{FaultProxy, ProxyFault};
+use crate::support::run::{caifs, command, run};
+use crate::support::servers::nginx::{Nginx, Site};
+
+/// What is added to each request.
+const DELAY: Duration = Duration::from_millis(20);
+
+/// Chunks fetched one at a time to know how fast that is.
+const N_ONE_BY_ONE: usize = 200;
+
+/// The servers of this group.
+pub struct Servers {
+    nginx: Nginx,
+    delayed: FaultProxy,
+}
+
+impl Servers {
+    /// Serves a store.
+    ///
+    /// # Errors
+    /// nginx is not there.
+    pub fn start(dir: &Path, store: &Path) -> Result<Self, String> {
+        let program = find("nginx").ok_or("missing: nginx")?;
+        std::fs::create_dir_all(dir).map_err(|error| error.to_string())?;
+        let site = format!("location /store/ {{ alias {}/; }} keepalive_requests 1000000;", store.display());
+        let nginx = Nginx::start(&program, dir, Site { server: &site, tls: None, verify_client: false });
+        let url = nginx.url();
+        let address: SocketAddr = url
+            .trim_start_matches("http://")
+            .trim_end_matches('/')
+            .parse()
+            .map_err(|_| format!("{url}: no address"))?;
+        let delayed = FaultProxy::start(address, |_, _| ProxyFault::Latency(DELAY));
+        Ok(Self { nginx, delayed })
+    }
+
+    fn store(&self) -> String {
+        format!("{}store/", self.nginx.url())
+    }
+
+    fn delayed_store(&self) -> String {
+        format!("{}/store/", self.delayed.url().trim_end_matches('/'))
+    }
+}
+
+/// One round of a subject. `add` takes the figures.
+///
+/// # Errors
+/// A mount or read failed.
+pub fn round(
+    subject: &Subject,
+    image: &Source,
+    servers: &Servers,
+    work: &Path,
+    mut add: impl FnMut(&'static str, Metric, f64),
+) -> Result<(), String> {
+    let mountpoint = work.join("mnt");
+    let rate = |time: Duration, bytes: u64| bytes as f64 / time.as_secs_f64() / f64::from(1 << 20);
+    let read = |mount: Mounted| {
+        let file = crate::subjects::file_of_size(&mountpoint, image.content_bytes)?;
+        let (time, bytes) = measure::sequential(&file).map_err(|error| error.to_string())?;
+        drop(mount);
+        Ok::<f64, String>(rate(time, bytes))
+    };
+    let mount = |more: &[&str], store: String| {
+        let mut mount = command(subject.program(), ["mount".as_ref(), image.index.as_os_str(), mountpoint.as_os_str()]);
+        Mounted::by_command(mount.args(["-s", &store]).args(more), &mountpoint)
+    };
+    std::fs::create_dir_all(&mountpoint).map_err(|error| error.to_string())?;
+    if subject.name == "desync" {
+        let mut server = command(subject.program(), ["mount-index", "-s", &servers.store()]);
+        let mount = Mounted::by_server(server.arg(&image.index).arg(&mountpoint), &mountpoint)?;
+        add(subject.name, Metric::HttpSequential, read(mount)?);
+        return Ok(());
+    }
+    add(subject.name, Metric::HttpSequential, read(mount(&[], servers.store())?)?);
+    let cache = work.join("cache");
+    let _ = std::fs::remove_dir_all(&cache);
+    let kept = ["-c", cache.to_str().ok_or("the work directory is not UTF-8")?, "--cache-size", "64G"];
+    add(subject.name, Metric::HttpKeeping, read(mount(&kept, servers.store())?)?);
+    let offline = [&kept[..], &["--offline"]].concat();
+    add(subject.name, Metric::HttpKept, read(mount(&offline, servers.store())?)?);
+    let _ = std::fs::remove_dir_all(&cache);
+    add(subject.name, Metric::DelayedSequential, read(mount(&[], servers.delayed_store())?)?);
+    add("limit", Metric::DelayedSequential, one_by_one(image, &servers.delayed_store())?);
+    Ok(())
+}
+
+/// MiB of content a second when one chunk is asked for after the other, on one connection.
+fn one_by_one(image: &Source, store: &str) -> Result<f64, String> {
+    let ids = run(caifs().arg("list-chunks").arg(&image.index)).ok().text();
+    let all: Vec<&str> = ids.lines().collect();
+    let step = (all.len() / N_ONE_BY_ONE).max(1);
+    let chosen: Vec<&str> = all.iter().copied().step_by(step).take(N_ONE_BY_ONE).collect();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
+    let options = caifs::store::StoreOptions::default();
+    let client = caifs::store::http::client(&options, store).map_err(|error| error.to_string())?;
+    let start = Instant::now();
+    for id in &chosen {
+        let url = format!("{store}{}/{id}.cacnk", &id[..4]);
+        let fetched = async { client.get(url).send().await?.error_for_status()?.bytes().await };
+        runtime.block_on(fetched).map_err(|error| error.to_string())?;
+    }
+    let average_bytes = image.content_bytes as f64 / all.len() as f64;
+    Ok(chosen.len() as f64 * average_bytes / start.elapsed().as_secs_f64() / f64::from(1 << 20))
+}
