@@ -31,14 +31,14 @@ const KEY_VARIABLE: &str = "DESYNC_ENCRYPTION_KEY";
 
 /// `caifs chunk-server`.
 pub fn chunk_server(args: &ChunkServerArgs) -> Result<()> {
+    let runtime = Runtime::new().context("cannot start")?;
+    let settings = settings::of_access(&args.server.access, Some(args.server.concurrency))?;
     let config = ChunkServerConfig {
         layout: layout(args)?,
         digest: digest(&args.server)?,
-        verify_read: !args.skip_verify_read,
+        verify_read: !args.skip_verify_read && !are_trusted(&settings, &args.stores)?,
         verify_write: !args.skip_verify_write,
     };
-    let runtime = Runtime::new().context("cannot start")?;
-    let settings = settings::of_access(&args.server.access, Some(args.server.concurrency))?;
     let is_writable = args.writable;
     // Stores over a network are made inside a runtime.
     let entered = runtime.enter();
@@ -104,6 +104,15 @@ impl StoreFile {
         let groups: Vec<_> = self.stores.iter().map(|text| resolve(settings, text)).collect::<Result<_>>()?;
         Ok(Upstream { store: open_stores(&groups)?, cache, writable: None })
     }
+}
+
+/// Whether chunks of all these stores may be handed on unverified. Whoever reads them verifies them, whatever is set.
+fn are_trusted(settings: &StoreSettings, stores: &[String]) -> Result<bool> {
+    let mut are_trusted = !stores.is_empty();
+    for text in stores {
+        are_trusted &= resolve(settings, text)?.iter().all(|spec| spec.options.skip_verify);
+    }
+    Ok(are_trusted)
 }
 
 /// What a store's location and options are.
