@@ -244,7 +244,7 @@ mod tests {
     use crate::store::{Secret, StoreOptions};
 
     fn settings(text: &str) -> Result<StoreSettings, ConfigError> {
-        parse(text, Path::new("/c.json"), Path::new("/work")).map(StoreSettings::new)
+        parse(text, Path::new("/c.json"), Path::new("/place")).map(StoreSettings::new)
     }
 
     fn options(text: &str, location: &str) -> StoreOptions {
@@ -277,7 +277,7 @@ mod tests {
         assert_eq!(https.http.authorization, Some(Secret::new("auth")));
         assert_eq!(https.http.cookie, Some(Secret::new("cookie")));
         assert_eq!((https.http.client_cert, https.http.client_key), (Some("/c".into()), Some("/k".into())));
-        assert_eq!((https.http.ca_cert, https.http.trust_insecure), (Some("/work/ca".into()), true));
+        assert_eq!((https.http.ca_cert, https.http.trust_insecure), (Some("/place/ca".into()), true));
         assert_eq!((https.request_timeout, https.concurrency), (Duration::from_secs(5), 4));
         assert_eq!((https.retry.n_retries, https.retry.base), (0, Duration::from_millis(250)));
 
@@ -290,13 +290,13 @@ mod tests {
         assert_eq!((s3.access_key.as_deref(), s3.region.as_deref()), (Some("a"), Some("eu")));
         let s3 = options(FULL, "s3+https://h/b").s3;
         assert_eq!((s3.access_key, s3.profile.as_deref()), (None, Some("p")));
-        assert_eq!(s3.credentials_file, Some("/work/creds".into()));
+        assert_eq!(s3.credentials_file, Some("/place/creds".into()));
 
         let oci = options(FULL, "oci+https://ghcr.io/me/x/").oci;
         assert_eq!((oci.username.as_deref(), oci.password), (Some("u"), Some(Secret::new("p"))));
         let local = options(FULL, "/srv/x");
         assert_eq!((local.layout.extension().as_str(), local.skip_verify), ("", true));
-        let encrypted = options(FULL, "/work/rel").layout.extension();
+        let encrypted = options(FULL, "/place/rel").layout.extension();
         assert_eq!(encrypted, ".cacnk.aes-256-gcm-511a735b");
     }
 
