@@ -1,8 +1,12 @@
 //! The image over HTTP: nginx on loopback, as it is and with 20 ms added to each request, and the disk tier before it.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+use caifs::digest::ChunkId;
+use caifs::format::index::Index;
 
 use crate::data::Source;
 use crate::measure;
@@ -11,7 +15,7 @@ use crate::subjects::Subject;
 use crate::support::mounted::Mounted;
 use crate::support::peers::find;
 use crate::support::proxy::{FaultProxy, ProxyFault};
-use crate::support::run::{caifs, command, run};
+use crate::support::run::command;
 use crate::support::servers::nginx::{Nginx, Site};
 
 /// What is added to each request.
@@ -67,12 +71,15 @@ pub fn round(
     mut add: impl FnMut(&'static str, Metric, f64),
 ) -> Result<(), String> {
     let mountpoint = work.join("mnt");
+    // What is fetched: zeros and what else repeats come once.
+    let chunks = distinct_chunks(&image.index)?;
+    let distinct_bytes = chunks.iter().map(|(_, n_bytes)| n_bytes).sum::<u64>();
     let rate = |time: Duration, bytes: u64| bytes as f64 / time.as_secs_f64() / f64::from(1 << 20);
     let read = |mount: Mounted| {
         let file = crate::subjects::file_of_size(&mountpoint, image.content_bytes)?;
-        let (time, bytes) = measure::sequential(&file).map_err(|error| error.to_string())?;
+        let (time, _) = measure::sequential(&file).map_err(|error| error.to_string())?;
         drop(mount);
-        Ok::<f64, String>(rate(time, bytes))
+        Ok::<f64, String>(rate(time, distinct_bytes))
     };
     let mount = |more: &[&str], store: String| {
         let mut mount = command(subject.program(), ["mount".as_ref(), image.index.as_os_str(), mountpoint.as_os_str()]);
@@ -94,26 +101,39 @@ pub fn round(
     add(subject.name, Metric::HttpKept, read(mount(&offline, servers.store())?)?);
     let _ = std::fs::remove_dir_all(&cache);
     add(subject.name, Metric::DelayedSequential, read(mount(&[], servers.delayed_store())?)?);
-    add("limit", Metric::DelayedSequential, one_by_one(image, &servers.delayed_store())?);
+    add("limit", Metric::DelayedSequential, one_by_one(&chunks, &servers.delayed_store())?);
     Ok(())
 }
 
+/// The ids of an index, each once, with the bytes of their chunks.
+fn distinct_chunks(index: &Path) -> Result<Vec<(ChunkId, u64)>, String> {
+    let bytes = std::fs::read(index).map_err(|error| error.to_string())?;
+    let index = Index::open(bytes).map_err(|error| error.to_string())?;
+    let mut met = HashSet::new();
+    let mut chunks = Vec::new();
+    for item in index.items() {
+        let item = item.map_err(|error| error.to_string())?;
+        if met.insert(item.id) {
+            chunks.push((item.id, item.end - item.start));
+        }
+    }
+    Ok(chunks)
+}
+
 /// MiB of content a second when one chunk is asked for after the other, on one connection.
-fn one_by_one(image: &Source, store: &str) -> Result<f64, String> {
-    let ids = run(caifs().arg("list-chunks").arg(&image.index)).ok().text();
-    let all: Vec<&str> = ids.lines().collect();
-    let step = (all.len() / N_ONE_BY_ONE).max(1);
-    let chosen: Vec<&str> = all.iter().copied().step_by(step).take(N_ONE_BY_ONE).collect();
+fn one_by_one(chunks: &[(ChunkId, u64)], store: &str) -> Result<f64, String> {
+    let step = (chunks.len() / N_ONE_BY_ONE).max(1);
+    let chosen = || chunks.iter().step_by(step).take(N_ONE_BY_ONE);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
     let options = caifs::store::StoreOptions::default();
     let client = caifs::store::http::client(&options, store).map_err(|error| error.to_string())?;
     let start = Instant::now();
-    for id in &chosen {
-        let url = format!("{store}{}/{id}.cacnk", &id[..4]);
+    for (id, _) in chosen() {
+        let url = format!("{store}{}/{id}.cacnk", &id.to_hex()[..4]);
         let fetched = async { client.get(url).send().await?.error_for_status()?.bytes().await };
         runtime.block_on(fetched).map_err(|error| error.to_string())?;
     }
-    let average_bytes = image.content_bytes as f64 / all.len() as f64;
-    Ok(chosen.len() as f64 * average_bytes / start.elapsed().as_secs_f64() / f64::from(1 << 20))
+    let n_bytes = chosen().map(|(_, n_bytes)| n_bytes).sum::<u64>();
+    Ok(n_bytes as f64 / start.elapsed().as_secs_f64() / f64::from(1 << 20))
 }

@@ -106,7 +106,7 @@ impl Metric {
             Self::MountSmallIndex => ("index", "time to mount, 1 MiB", "ms"),
             Self::MountLargeIndex => ("index", "time to mount, large (sparse)", "ms"),
             Self::IndexRss => ("index", "peak RSS of the server", "MiB"),
-            Self::HttpSequential => ("http", "sequential read over HTTP", "MiB/s"),
+            Self::HttpSequential => ("http", "sequential read over HTTP, distinct", "MiB/s"),
             Self::HttpKeeping => ("http", "  the same, kept on disk meanwhile", "MiB/s"),
             Self::HttpKept => ("http", "  from what was kept", "MiB/s"),
             Self::DelayedSequential => ("http", "  20 ms added to each request", "MiB/s"),

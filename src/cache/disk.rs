@@ -469,6 +469,18 @@ fn open_to_read(path: &Path) -> io::Result<Option<(File, Metadata)>> {
     }
 }
 
+/// Opens a file that processes share, or makes it: the state, or a lock. A link or a named pipe in its place is not followed or waited for.
+fn open_shared(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
+        .open(path)
+}
+
 /// All of a file that was just looked at: as long as it was then, or shorter if somebody truncated it.
 fn read_all(file: &mut File, metadata: &Metadata) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(metadata.len() as usize);

@@ -283,11 +283,6 @@ impl Cache {
         self.shared.memory.weight_bytes()
     }
 
-    /// The directory that keeps chunks.
-    pub fn disk(&self) -> Option<&Arc<DiskTier>> {
-        self.shared.disk.as_ref()
-    }
-
     /// The store chunks are fetched from.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.shared.store

@@ -108,14 +108,15 @@ impl SshStore {
         }
     }
 
-    async fn pull(&self, file: &str, max_bytes: u64) -> Result<Bytes, StoreError> {
+    async fn pull(&self, file: &str, max_bytes: u64) -> Result<Option<Bytes>, StoreError> {
         let path = format!("{}/{file}", self.location.path.trim_end_matches('/'));
         let slot = if file.ends_with(".catar") { Slot::Archive } else { Slot::Index };
         let object = format!("{}/{file}", self.name);
         retry(self.options.retry, |_| async {
             let pulled = session::pull(self.far(slot, &path), slot, max_bytes);
             match tokio::time::timeout(self.options.request_timeout, pulled).await {
-                Ok(Ok(Pulled::Content(bytes))) => Ok(bytes),
+                Ok(Ok(Pulled::Content(bytes))) => Ok(Some(bytes)),
+                Ok(Ok(Pulled::Missing)) => Ok(None),
                 Ok(Ok(Pulled::TooLong)) => {
                     let reason = format!("it has more than the {max_bytes} bytes that this file may have");
                     Err(StoreError::new(self.name.clone(), object.clone(), reason).into())
@@ -167,7 +168,7 @@ impl FileStore for SshStore {
         max_bytes: u64,
     ) -> BoxFuture<'a, Result<ReadWhole, StoreError>> {
         Box::pin(async move {
-            let bytes = self.pull(file, max_bytes).await?;
+            let Some(bytes) = self.pull(file, max_bytes).await? else { return Ok(ReadWhole::Missing) };
             let info = FileInfo { size: bytes.len() as u64, version: None, mtime: None, has_ranges: false };
             Ok(ReadWhole::Content(WholeFile { bytes, info }))
         })

@@ -205,11 +205,13 @@ impl<'a> Sources<'a> {
         let share = self.share();
         let files = if self.config.offline { None } else { Some(self.files(location, Some(share))?.0) };
         let info = match &files {
-            None => kept.ok_or_else(|| fail(&"it is not in the cache, and its store is not asked (offline)"))?,
+            None => {
+                kept.clone().ok_or_else(|| fail(&"it is not in the cache, and its store is not asked (offline)"))?
+            }
             Some(files) => {
                 let asked = tokio::time::timeout(self.cache_config.fetch_timeout, files.stat(name)).await;
                 let late = |_| Err(StoreError::transient(files.name(), name, "no answer in time"));
-                match (asked.unwrap_or_else(late), kept) {
+                match (asked.unwrap_or_else(late), kept.clone()) {
                     (Ok(Some(info)), _) => info,
                     (Ok(None), _) => return Err(fail(&"there is no such file")),
                     (Err(error), Some(kept)) if error.is_transient => {
@@ -229,7 +231,8 @@ impl<'a> Sources<'a> {
                 &"its server tells no version of it (an ETag or Last-Modified is needed to read it in parts)",
             ));
         }
-        if let (Some(disk), Some(version)) = (&self.tiers.disk, &info.version) {
+        let is_new = kept.as_ref() != Some(&info);
+        if let (Some(disk), Some(version), true) = (&self.tiers.disk, &info.version, is_new) {
             disk.keep_file(&facts_key, Some(&version.0), info.mtime, &info.size.to_le_bytes());
         }
         let mtime = info.mtime.unwrap_or(SystemTime::UNIX_EPOCH);

@@ -8,10 +8,9 @@
 //! born during the walk is left out by the count (its writer has added it to `State::since_bytes`), one born before is counted, and
 //! one born in the first moment of the walk, which might be either, is both.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,6 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 
+use super::open_shared;
 use super::state::try_lock;
 use super::{BLOCK_BYTES, Inner, occupied, seconds_now};
 use crate::digest::CHUNK_ID_BYTES;
@@ -133,14 +133,7 @@ impl Inner {
 
 /// Opens the lock of whoever makes room. It is made with the cache: on a full disk it could not be.
 pub(super) fn open_lock(private: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
-        .open(private.join("evict.lock"))
+    open_shared(&private.join("evict.lock"))
 }
 
 /// Counts and makes room. Gives how long to wait before the next run.

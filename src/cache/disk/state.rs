@@ -7,15 +7,17 @@
 //! Invariant: the lock is held for two small system calls, and waited for a moment only: who does not get it goes without. The file is
 //! not mapped, so that nobody can kill its readers by truncating it; a damaged one counts as "nothing known".
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+
+use super::open_shared;
 
 use crate::chunk::checksum::xxh64;
 
@@ -123,14 +125,7 @@ impl StateFile {
     }
 
     fn open(&self) -> io::Result<File> {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
-            .open(&self.path)
+        open_shared(&self.path)
     }
 }
 

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::fcntl::Flock;
 
+use super::open_shared;
 use super::state::try_lock;
 
 /// The name of the lock in a directory of temporary files.
@@ -121,14 +122,7 @@ fn remove_workplace(path: &Path) {
 }
 
 fn open_lock(directory: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
-        .open(directory.join(LOCK_NAME))
+    open_shared(&directory.join(LOCK_NAME))
 }
 
 /// Makes a directory unless it is there.

@@ -13,6 +13,7 @@ use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Certificate, Client, Identity};
 
 use crate::store::options::HttpOptions;
+use crate::store::tls::install_provider;
 use crate::store::{StoreError, StoreOptions};
 
 /// The longest a connection may take to be made, TLS included.
@@ -31,8 +32,7 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 /// # Errors
 /// A file cannot be read, or holds no certificate or key; there is a client certificate without its key, or the other way round.
 pub fn client(options: &StoreOptions, store_name: &str) -> Result<Client, StoreError> {
-    // The first to ask decides for the process; a program that uses this library and decided before is not overruled.
-    drop(rustls::crypto::ring::default_provider().install_default());
+    install_provider();
     let roots = root_certificates(&options.http, store_name)?;
     let identity = identity(&options.http, store_name)?;
     let build = |with_system: bool| {

@@ -26,6 +26,9 @@ const MAX_ANSWERED: usize = 1 << 18;
 /// What ssh says when asking again cannot help.
 const REFUSALS: [&str; 3] = ["Permission denied", "Host key verification failed", "Too many authentication failures"];
 
+/// What the far end says of a file that is not there, whichever program it is.
+const NO_SUCH_FILE: &str = "No such file or directory";
+
 /// Which place of the far end's command line the path of a session stands in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Slot {
@@ -231,6 +234,8 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 /// What came of pulling a file.
 #[derive(Debug)]
 pub(super) enum Pulled {
+    /// There is no such file.
+    Missing,
     /// Its content.
     Content(Bytes),
     /// It is longer than allowed.
@@ -241,7 +246,10 @@ pub(super) enum Pulled {
 pub(super) async fn pull(far: Far, slot: Slot, max_bytes: u64) -> Result<Pulled, StoreError> {
     let mut wire = Wire::open(far)?;
     match pull_all(&mut wire, slot, max_bytes).await {
-        Err(error) => Err(wire.explained(error).await),
+        Err(error) => {
+            let error = wire.explained(error).await;
+            if wire.is_missing { Ok(Pulled::Missing) } else { Err(error) }
+        }
         pulled => pulled,
     }
 }
@@ -278,6 +286,10 @@ struct Wire {
     said: Arc<Mutex<String>>,
     saying: Option<tokio::task::JoinHandle<()>>,
     is_greeted: bool,
+    /// It has told why it gave up, so what it says on standard error is the same again.
+    has_aborted: bool,
+    /// It ended because there is no such file there.
+    is_missing: bool,
 }
 
 impl Wire {
@@ -307,16 +319,29 @@ impl Wire {
             }
         });
         let (decoder, saying) = (Decoder::default(), Some(saying));
-        Ok(Self { far, child, stdin, stdout, decoder, said, saying, is_greeted: false })
+        Ok(Self {
+            far,
+            child,
+            stdin,
+            stdout,
+            decoder,
+            said,
+            saying,
+            is_greeted: false,
+            has_aborted: false,
+            is_missing: false,
+        })
     }
 
     /// Says hello and waits for that of the far end.
     async fn greet(&mut self, wish: Features) -> Result<(), StoreError> {
-        self.send(&Frame::Hello(wish)).await?;
+        let sent = self.send(&Frame::Hello(wish)).await;
+        // Who does not listen has mostly said why, and what it said tells more than the broken pipe.
         match self.next().await? {
             Frame::Hello(theirs) => check_session(wish, theirs).map_err(|error| self.broken(&error))?,
             other => return Err(self.unexpected(&other)),
         }
+        sent?;
         self.is_greeted = true;
         Ok(())
     }
@@ -358,9 +383,12 @@ impl Wire {
         self.error(error)
     }
 
-    fn unexpected(&self, frame: &Frame) -> StoreError {
+    fn unexpected(&mut self, frame: &Frame) -> StoreError {
         match frame {
-            Frame::Abort { reason, .. } => self.error(format!("the far end gave up: {reason}")),
+            Frame::Abort { reason, .. } => {
+                self.has_aborted = true;
+                self.error(format!("the far end gave up: {reason}"))
+            }
             other => self.error(format!("the far end sent {} out of turn", other.name())),
         }
     }
@@ -378,8 +406,13 @@ impl Wire {
         let code = status.ok().and_then(Result::ok).and_then(|status| status.code());
         // Who is not let in, or does not trust the host, only makes more log entries there by asking again.
         let is_refused = !self.is_greeted && REFUSALS.iter().any(|refusal| said.contains(refusal));
-        let is_transient = error.is_transient && !matches!(code, Some(126 | 127)) && !is_refused;
-        let reason = if said.is_empty() { error.reason } else { format!("{}: {said}", error.reason) };
+        let reason = match said.is_empty() || self.has_aborted {
+            true => error.reason,
+            false => format!("{}: {said}", error.reason),
+        };
+        let has_no_command = matches!(code, Some(126 | 127));
+        self.is_missing = !has_no_command && reason.contains(NO_SUCH_FILE);
+        let is_transient = error.is_transient && !has_no_command && !is_refused && !self.is_missing;
         StoreError { reason, is_transient, ..error }
     }
 }
