@@ -12,7 +12,13 @@
 //! | `A\|B` | a group of mirrors ([`split_group`]) |
 //! | `-` | standard input or output (indexes only) |
 //!
-//! A file (an index, an archive) is a store's location, a `/`, and a name: [`FileLocation`].
+//! A file (an index, an archive) is a store's location, a `/`, and a name: [`file`]. What of all this may be shown: [`secrets`].
+
+pub mod file;
+pub mod secrets;
+
+pub use file::{DEFAULT_STORE_NAME, FileLocation};
+pub use secrets::without_secrets;
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -20,9 +26,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use url::Url;
-
-/// The file name of the store that casync looks for beside an index.
-pub const DEFAULT_STORE_NAME: &str = "default.castr";
 
 /// Where a store is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -258,164 +261,6 @@ pub fn split_group(text: &str) -> impl Iterator<Item = &str> {
     text.split('|').map(str::trim).filter(|member| !member.is_empty())
 }
 
-/// Where an index or archive is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum FileLocation {
-    /// A local file.
-    Local(PathBuf),
-    /// A file of a store.
-    Remote {
-        /// What lies before the last `/`.
-        directory: Location,
-        /// The text of `directory`, by which its options are found.
-        directory_text: String,
-        /// The name behind the last `/`.
-        name: String,
-    },
-    /// Standard input or output.
-    Stdio,
-}
-
-impl FileLocation {
-    /// Reads the location of a file as typed.
-    ///
-    /// # Errors
-    /// It is of an unknown scheme, or lacks a part.
-    pub fn parse(typed: &OsStr) -> Result<Self, LocationError> {
-        let Some(text) = typed.to_str() else { return Ok(Self::Local(typed.into())) };
-        if text == "-" {
-            return Ok(Self::Stdio);
-        }
-        let refuse = |reason: &str| Err(LocationError { shown: without_secrets(text), reason: reason.to_owned() });
-        if let Location::Local(path) = Location::parse(text)? {
-            return Ok(Self::Local(path));
-        }
-        // A query belongs to the directory (`?lookup=path`), or to a web server's file.
-        let (before_query, query) = match text.find('?') {
-            Some(at) => text.split_at(at),
-            None => (text, ""),
-        };
-        let Some((directory, name)) = before_query.rsplit_once(['/', ':']).filter(|(_, name)| !name.is_empty()) else {
-            return refuse("it names no file");
-        };
-        let slash = &before_query[directory.len()..before_query.len() - name.len()];
-        // `host:name` lies in the directory that is logged in to.
-        let directory = if slash == ":" { format!("{directory}:.") } else { directory.to_owned() };
-        let directory_text = match before_query.starts_with("s3+") {
-            true => format!("{directory}{query}"),
-            false => directory,
-        };
-        let directory = match Location::parse(&directory_text)? {
-            Location::Oci(_) => return refuse("a registry keeps chunks only, no index or archive"),
-            Location::Local(_) => return refuse("it names no file"),
-            Location::Http(mut url) => {
-                // The query goes with every request to this directory.
-                url.set_query(query.strip_prefix('?'));
-                Location::Http(url)
-            }
-            directory => directory,
-        };
-        let name = match &directory {
-            Location::Ssh(_) if slash == ":" => name.to_owned(),
-            _ => percent_encoding::percent_decode_str(name).decode_utf8_lossy().into_owned(),
-        };
-        Ok(Self::Remote { directory, directory_text, name })
-    }
-
-    /// The last part of the name, by whose suffix its kind is told.
-    pub fn file_name(&self) -> &Path {
-        match self {
-            Self::Local(path) => path,
-            Self::Remote { name, .. } => Path::new(name),
-            Self::Stdio => Path::new("-"),
-        }
-    }
-
-    /// The store casync uses for an index when none is named: `default.castr` in the index's directory.
-    pub fn default_store(&self) -> String {
-        match self {
-            Self::Local(path) => {
-                let beside = path.with_file_name(DEFAULT_STORE_NAME);
-                // A path that begins like a URL would be read as one.
-                std::path::absolute(&beside).unwrap_or(beside).to_string_lossy().into_owned()
-            }
-            Self::Remote { directory_text, .. } => {
-                let (before_query, query) = match directory_text.find('?') {
-                    Some(at) => directory_text.split_at(at),
-                    None => (directory_text.as_str(), ""),
-                };
-                format!("{before_query}/{DEFAULT_STORE_NAME}{query}")
-            }
-            Self::Stdio => DEFAULT_STORE_NAME.to_owned(),
-        }
-    }
-}
-
-/// The location as it may be shown, without secrets.
-impl fmt::Display for FileLocation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Local(path) => write!(f, "{}", path.display()),
-            Self::Remote { directory: Location::Http(url), name, .. } => {
-                let mut shown = url.clone();
-                if let Ok(mut segments) = shown.path_segments_mut() {
-                    segments.pop_if_empty().push(name);
-                }
-                f.write_str(&without_secrets(shown.as_str()))
-            }
-            Self::Remote { directory, name, .. } => write!(f, "{directory}/{name}"),
-            Self::Stdio => f.write_str("-"),
-        }
-    }
-}
-
-/// Whether a text is a location with a scheme or a host, and no local path.
-pub fn is_remote(text: &str) -> bool {
-    text == "-" || !matches!(Location::parse(text), Ok(Location::Local(_)))
-}
-
-/// Parts of the names of query parameters whose values are secret: of signed URLs of all the large clouds, and of tokens.
-const SECRET_PARAMETERS: [&str; 7] = ["sig", "token", "secret", "key", "pass", "auth", "cred"];
-
-/// A location as it may be shown: the password of `scheme://user:password@host` and secret parameters of a query left out. A group's
-/// members are treated one by one.
-pub fn without_secrets(text: &str) -> String {
-    if text.contains('|') {
-        let members: Vec<String> = text.split('|').map(without_secrets).collect();
-        return members.join("|");
-    }
-    let Some((scheme, rest)) = text.split_once("://").filter(|(scheme, _)| is_scheme(scheme)) else {
-        return text.to_owned();
-    };
-    let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(authority_end);
-    let shown = match authority.rsplit_once('@') {
-        Some((login, host)) => match login.split(':').next().unwrap_or_default() {
-            "" => host.to_owned(),
-            user => format!("{user}@{host}"),
-        },
-        None => authority.to_owned(),
-    };
-    let path = match path.split_once('?') {
-        Some((path, query)) => {
-            let parameters: Vec<String> = query.split('&').map(shown_parameter).collect();
-            format!("{path}?{}", parameters.join("&"))
-        }
-        None => path.to_owned(),
-    };
-    format!("{scheme}://{shown}{path}")
-}
-
-/// A parameter of a query, its value left out if its name says that it is secret.
-fn shown_parameter(parameter: &str) -> String {
-    match parameter.split_once('=') {
-        Some((name, _)) if SECRET_PARAMETERS.iter().any(|part| name.to_ascii_lowercase().contains(part)) => {
-            format!("{name}=…")
-        }
-        _ => parameter.to_owned(),
-    }
-}
-
 /// `HOST:path` or `USER@HOST:path`, as casync reads it (formats.md 9): a path before the colon, or none behind it, makes it a local path.
 fn ssh_shorthand(text: &str) -> Option<SshLocation> {
     let (login, path) = text.split_once(':')?;
@@ -514,65 +359,6 @@ mod tests {
         ] {
             let message = Location::parse(text).expect_err(text).to_string();
             assert!(message.contains(what) && !message.contains("secret"), "{message}");
-        }
-    }
-
-    #[test]
-    fn files_lie_in_stores() {
-        for (text, directory, directory_text, name, default) in [
-            ("http://h/t/x.caibx", "http://h/t/", "http://h/t", "x.caibx", "http://h/t/default.castr"),
-            ("https://h/x.caidx", "https://h", "https://h", "x.caidx", "https://h/default.castr"),
-            (
-                "s3+http://h/b/p/x.caibx?lookup=path",
-                "s3+http://h/b/p?lookup=path",
-                "s3+http://h/b/p?lookup=path",
-                "x.caibx",
-                "s3+http://h/b/p/default.castr?lookup=path",
-            ),
-            ("gs://b/x.catar", "gs://b", "gs://b", "x.catar", "gs://b/default.castr"),
-            ("sftp://u@h/p/a%20b.catar", "sftp://u@h/p", "sftp://u@h/p", "a b.catar", "sftp://u@h/p/default.castr"),
-            ("u@h:/p/x.caibx", "u@h:/p", "u@h:/p", "x.caibx", "u@h:/p/default.castr"),
-            ("h:x.caibx", "h:.", "h:.", "x.caibx", "h:./default.castr"),
-        ] {
-            let file = FileLocation::parse(OsStr::new(text)).unwrap();
-            assert_eq!(file.default_store(), default);
-            let directory = Location::parse(directory).unwrap();
-            let (directory_text, name) = (directory_text.to_owned(), name.to_owned());
-            assert_eq!(file, FileLocation::Remote { directory, directory_text, name }, "{text}");
-        }
-        assert_eq!(FileLocation::parse(OsStr::new("-")), Ok(FileLocation::Stdio));
-        for local in [&b"/a/b.caibx"[..], b"b.caibx", b"/a/\xff.caibx"] {
-            let local = OsStr::from_bytes(local);
-            assert_eq!(FileLocation::parse(local), Ok(FileLocation::Local(local.into())));
-        }
-        assert_eq!(FileLocation::parse(OsStr::new("/a/b.caibx")).unwrap().default_store(), "/a/default.castr");
-        for wrong in ["http://h/t/", "oci+http://h/r/x.caibx", "ftp://h/x"] {
-            assert!(FileLocation::parse(OsStr::new(wrong)).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn a_signed_url_goes_with_its_file() {
-        let file = FileLocation::parse(OsStr::new("https://u:p@h/t/x.caibx?sig=abc")).unwrap();
-        assert_eq!(file.to_string(), "https://u@h/t/x.caibx?sig=…");
-        let FileLocation::Remote { directory: Location::Http(url), .. } = &file else { panic!("{file:?}") };
-        assert_eq!(url.query(), Some("sig=abc"));
-        assert_eq!(file.default_store(), "https://u:p@h/t/default.castr");
-    }
-
-    #[test]
-    fn secrets_are_left_out() {
-        for (text, shown) in [
-            ("https://u:p@h/x", "https://u@h/x"),
-            ("https://u:p@q@h/x@y", "https://u@h/x@y"),
-            ("https://:p@h/x", "https://h/x"),
-            ("https://h/x@y", "https://h/x@y"),
-            ("https://h/x?X-Amz-Date=2&X-Amz-Signature=1&b", "https://h/x?X-Amz-Date=2&X-Amz-Signature=…&b"),
-            ("s3+https://h/x?lookup=dns", "s3+https://h/x?lookup=dns"),
-            ("http://a:b@h/x|http://c:d@h/y", "http://a@h/x|http://c@h/y"),
-            ("/path/a:b@c", "/path/a:b@c"),
-        ] {
-            assert_eq!(without_secrets(text), shown);
         }
     }
 
