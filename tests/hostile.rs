@@ -146,7 +146,7 @@ fn open_path(runtime: &Runtime, path: &Path, stores: &[String]) -> Result<TreeVo
         &report,
     ));
     let tree = runtime.block_on(open_tree(opened.map_err(|error| error.to_string())?, &plan));
-    Ok(TreeVolume::new(tree.map_err(|error| error.to_string())?, Owners::default(), String::new(), report))
+    Ok(TreeVolume::new(Arc::new(tree.map_err(|error| error.to_string())?), Owners::default(), String::new(), report))
 }
 
 #[test]

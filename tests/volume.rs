@@ -82,7 +82,7 @@ pub fn blob(bytes: &[u8], chunk_bytes: usize, script: impl Fn(ChunkId, u64) -> F
 
 pub fn tree_of(runtime: &Runtime, blob: Blob, config: TreeConfig) -> Result<TreeVolume, VolumeError> {
     let tree = runtime.block_on(Tree::open(blob, config)).map_err(VolumeError::from)?;
-    Ok(TreeVolume::new(tree, Owners::default(), "in memory".to_owned(), Arc::new(Report::default())))
+    Ok(TreeVolume::new(Arc::new(tree), Owners::default(), "in memory".to_owned(), Arc::new(Report::default())))
 }
 
 pub fn archive_volume(runtime: &Runtime, bytes: &[u8], config: TreeConfig) -> Result<TreeVolume, VolumeError> {
@@ -110,7 +110,7 @@ impl Setting {
 
     fn open(&self, name: &str) -> Arc<dyn Volume> {
         let (path, config, report) = (self.scratch.join(name), MountConfig::default(), Arc::new(Report::default()));
-        self.runtime.block_on(open_volume(&FileLocation::Local(path.clone()), &config, false, &report)).unwrap()
+        self.runtime.block_on(open_volume(&FileLocation::Local(path.clone()), &config, false, &report)).unwrap().volume
     }
 
     fn open_small(&self, name: &str) -> TreeVolume {
@@ -128,7 +128,7 @@ impl Setting {
             ))
             .unwrap();
         let tree = self.runtime.block_on(open_tree(opened, &plan)).unwrap();
-        TreeVolume::new(tree, Owners::default(), "small".to_owned(), report)
+        TreeVolume::new(Arc::new(tree), Owners::default(), "small".to_owned(), report)
     }
 }
 
@@ -421,7 +421,7 @@ fn a_plain_archive_that_is_cut_while_open_is_eio() {
         ))
         .unwrap();
     let tree = runtime.block_on(open_tree(opened, &plan)).unwrap();
-    let volume = TreeVolume::new(tree, Owners::default(), String::new(), report);
+    let volume = TreeVolume::new(Arc::new(tree), Owners::default(), String::new(), report);
     let n_all = walk(&runtime, &volume, 100).unwrap().len();
     assert!(n_all > 5);
     fs::File::options().write(true).open(&path).unwrap().set_len(500).unwrap();

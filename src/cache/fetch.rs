@@ -105,7 +105,7 @@ fn start_batch(shared: &Arc<Shared>, digest: Digest, batch: Vec<Task>, n_bytes: 
         // The permit is held until the chunks are in memory and on disk, where the tiers' own limits take over.
         let Ok(permit) = shared.reserve(n_bytes).await else { return };
         let permit = Arc::new(permit);
-        let is_at_hand = shared.disk.is_some() || shared.store.blocking().is_some();
+        let is_at_hand = shared.disk.is_some() || shared.store().blocking().is_some();
         let batch = if is_at_hand { at_hand(&shared, digest, batch, &permit).await } else { batch };
         if !batch.is_empty() {
             over_network(&shared, digest, batch, &permit).await;
@@ -128,7 +128,8 @@ async fn at_hand(shared: &Arc<Shared>, digest: Digest, batch: Vec<Task>, permit:
                 None => left.push(task),
             }
         }
-        let Some(store) = shared.store.blocking() else { return left };
+        let store = shared.store();
+        let Some(store) = store.blocking() else { return left };
         let mut decoded = Vec::with_capacity(left.len());
         for task in left {
             let fetched = store.fetch_now(task.id(), max_stored_bytes(task.n_bytes));
@@ -188,7 +189,7 @@ async fn fetch_in_time(shared: &Shared, task: &mut Task) -> Result<Result<Option
             // Only those that gave wrong bytes have it. Local files stay as they are, but from elsewhere the bytes can have been damaged
             // on their way.
             Ok(Ok(None)) if !task.avoid.is_empty() => {
-                if let (Some(_), Some(error)) = (shared.store.blocking(), task.last_bad.take()) {
+                if let (Some(_), Some(error)) = (shared.store().blocking(), task.last_bad.take()) {
                     return Err(error);
                 }
                 task.avoid.clear();
@@ -213,7 +214,7 @@ async fn ask(shared: &Shared, id: ChunkId, avoid: &[String]) -> Result<Option<Fe
     let request = || async {
         let _permit = shared.requests.acquire().await;
         let start = Instant::now();
-        (shared.store.fetch_avoiding(id, avoid).await, start.elapsed())
+        (shared.store().fetch_avoiding(id, avoid).await, start.elapsed())
     };
     let mut requests = FuturesUnordered::from_iter([request()]);
     let mut patience = shared.latencies().deadly_silence(MIN_DEADLY_SILENCE);
@@ -254,7 +255,7 @@ impl Shared {
     }
 
     fn late(&self, id: ChunkId) -> GetError {
-        GetError::Deadline { id, stores: self.store.name().to_owned(), timeout: self.config.fetch_timeout }
+        GetError::Deadline { id, stores: self.store().name().to_owned(), timeout: self.config.fetch_timeout }
     }
 
     /// Turns the answer of a store into plain bytes, or tells why that cannot be.
@@ -281,7 +282,7 @@ impl Shared {
             Ok(None) if self.config.is_offline => GetError::Offline { what: format!("chunk {id}") },
             Ok(None) => {
                 self.report.n_missing.add(1);
-                GetError::Missing { id, stores: self.store.name().to_owned() }
+                GetError::Missing { id, stores: self.store().name().to_owned() }
             }
             Err(error) => {
                 self.report.n_store_errors.add(1);
@@ -325,7 +326,7 @@ impl Shared {
         self.report.n_bad_chunks.add(1);
         task.n_bad += 1;
         let (id, is_over) = (task.id(), Instant::now() >= task.deadline);
-        let stores = if store.is_empty() { self.store.name().to_owned() } else { store.clone() };
+        let stores = if store.is_empty() { self.store().name().to_owned() } else { store.clone() };
         let error = GetError::Bad { id, stores, reason: reason.to_owned() };
         if task.n_bad >= MAX_BAD_FETCHES || is_over {
             return task.tell(Err(error));

@@ -16,7 +16,7 @@ mod inflight;
 pub mod keeper;
 pub mod memory;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -151,7 +151,8 @@ pub struct Cache {
 /// What all users of a cache and its fetches share.
 #[derive(Debug)]
 struct Shared {
-    store: Arc<dyn Store>,
+    /// Replaced when settings change; never locked over I/O or await.
+    store: RwLock<Arc<dyn Store>>,
     disk: Option<Arc<DiskTier>>,
     keeper: Option<Arc<Keeper>>,
     memory: MemoryTier,
@@ -181,7 +182,7 @@ impl Cache {
         let n_budget_permits =
             u32::try_from(config.inflight_bytes / PERMIT_BYTES).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
         let shared = Shared {
-            store,
+            store: RwLock::new(store),
             disk: tiers.disk,
             keeper: tiers.keeper,
             memory: MemoryTier::new(config.memory_bytes),
@@ -259,7 +260,7 @@ impl Cache {
             hand_over(want_idx, outcome?)?;
         }
         let late_idx = is_waiting.iter().position(|is_waiting| *is_waiting).unwrap_or(0);
-        let stores = self.shared.store.name().to_owned();
+        let stores = self.shared.store().name().to_owned();
         Err(GetError::Deadline { id: wants[late_idx].id, stores, timeout })
     }
 
@@ -284,13 +285,30 @@ impl Cache {
     }
 
     /// The store chunks are fetched from.
-    pub fn store(&self) -> &Arc<dyn Store> {
-        &self.shared.store
+    pub fn store(&self) -> Arc<dyn Store> {
+        self.shared.store()
+    }
+
+    /// Fetches from another store from now on. What is being fetched goes on with the one before.
+    pub fn replace_store(&self, store: Arc<dyn Store>) {
+        *self.shared.store.write().unwrap_or_else(PoisonError::into_inner) = store;
+    }
+
+    /// The directory that keeps chunks, if there is one.
+    pub fn disk(&self) -> Option<&Arc<DiskTier>> {
+        self.shared.disk.as_ref()
     }
 
     /// The counters this cache adds to.
     pub fn report(&self) -> &Arc<Report> {
         &self.shared.report
+    }
+}
+
+impl Shared {
+    /// The store of the moment.
+    fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

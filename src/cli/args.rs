@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand};
 
+use super::option_flags::OptionFlags;
 use super::serve_flags::{ChunkServerArgs, IndexServerArgs};
 use super::store_flags::{AccessFlags, StoreFlags};
 
@@ -100,24 +101,15 @@ pub struct MountArgs {
     /// Where to mount: a directory, or a regular file for the index of a disk image.
     #[arg(value_name = "DIR")]
     pub mountpoint: PathBuf,
-    /// Mount options as in fstab; nearly every flag is one of them.
+    /// Mount options as in fstab; every flag below is one of them.
     #[arg(short, long = "options", value_name = "OPTIONS")]
     pub options: Vec<String>,
     /// Stay in the foreground.
     #[arg(short, long)]
     pub foreground: bool,
-    /// Memory for chunks, buffers and directories [default: 256M].
-    #[arg(long, value_name = "SIZE")]
-    pub memory: Option<String>,
-    /// Show this owner for every file.
-    #[arg(long, value_name = "ID")]
-    pub uid: Option<u32>,
-    /// Show this group for every file.
-    #[arg(long, value_name = "ID")]
-    pub gid: Option<u32>,
-    /// Let other users use the mount [default: when mounted by root].
-    #[arg(long)]
-    pub allow_other: bool,
+    /// What is an option after -o as well.
+    #[command(flatten)]
+    pub mount_options: OptionFlags,
     /// Where to find the chunks.
     #[command(flatten)]
     pub stores: StoreFlags,

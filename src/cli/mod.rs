@@ -14,6 +14,7 @@ mod inspect;
 mod ls;
 mod make;
 mod mount;
+mod option_flags;
 mod output;
 mod places;
 mod pull;

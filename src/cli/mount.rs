@@ -1,5 +1,6 @@
 //! `caifs mount`.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,10 +12,11 @@ use super::settings;
 use crate::config::MountConfig;
 use crate::fuse;
 use crate::mount::options::{MountOptions, Unknown};
-use crate::mount::run::{READY_TIMEOUT, Served};
+use crate::mount::run::Served;
 use crate::mount::{BoxError, MountError, MountRequest, Place};
 use crate::report::Report;
 use crate::store::location::{FileLocation, Location, split_group};
+use crate::volume::Live;
 use crate::volume::open::open_volume;
 
 /// Exit code of mount(8) for wrong arguments.
@@ -48,13 +50,16 @@ fn mount(args: MountArgs, options: Typed) -> Result<(), MountError> {
         flags: options.flags,
         allow_other: options.config.allow_other,
         place: if args.foreground { Place::Foreground } else { Place::Background },
-        ready_timeout: READY_TIMEOUT,
+        ready_timeout: options.config.service.mount_timeout,
     };
     let report = Arc::new(Report::default());
     let settings = fuse::Settings { io_timeout: options.config.io_timeout };
-    let open = |runtime: &Runtime, on_file: bool| {
-        let opening = open_volume(&location, &options.config, on_file, &report);
-        runtime.block_on(opening).map_err(BoxError::from)
+    // Opened first, then served: what the second finds here, the first has put there.
+    let live: OnceCell<Arc<Live>> = OnceCell::new();
+    let open = |runtime: &Runtime, on_file: bool| -> Result<_, BoxError> {
+        let opened = runtime.block_on(open_volume(&location, &options.config, on_file, &report))?;
+        live.set(opened.live).map_err(|_| "opened twice")?;
+        Ok(opened.volume)
     };
     let serve = |served: Served| {
         let session = fuse::serve(served.volume, served.fd, settings, served.runtime, Arc::clone(&report))?;
@@ -121,10 +126,7 @@ fn over(config: MountConfig, args: &MountArgs) -> anyhow::Result<MountOptions> {
         options.parse(list, Unknown::Refuse)?;
     }
     let mut given = args.stores.given();
-    let ids = [("uid", args.uid), ("gid", args.gid)];
-    given.extend(ids.into_iter().filter_map(|(name, id)| Some((name, Some(id?.to_string())))));
-    given.extend(args.memory.clone().map(|memory| ("memory", Some(memory))));
-    given.extend(args.allow_other.then_some(("allow-other", None)));
+    given.extend(args.mount_options.given());
     settings::apply(&given, &mut options.config)?;
     Ok(options)
 }

@@ -101,6 +101,9 @@ pub const MIN_MEMORY_BYTES: u64 = 16 << 20;
 /// How long a read may take before it is answered with EIO, when nothing else is said.
 pub const DEFAULT_IO_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Default of [`ServiceConfig::mount_timeout`]: less than the 90 s that systemd gives a mount unit.
+pub const DEFAULT_MOUNT_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Where content comes from, and what is kept of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SourceConfig {
@@ -131,12 +134,18 @@ pub struct MountConfig {
     pub memory_bytes: u64,
     /// Every request of the kernel is answered by then.
     pub io_timeout: Duration,
-    /// Owner shown for everything, instead of the stored one.
-    pub uid: Option<u32>,
-    /// Group shown for everything, instead of the stored one.
-    pub gid: Option<u32>,
     /// Whether other users may use the mount; `None` means: yes when mounted by root.
     pub allow_other: Option<bool>,
+    /// How files are shown.
+    pub show: ShowConfig,
+    /// What is read before it is asked for.
+    pub ahead: AheadConfig,
+    /// What is kept beside chunks so that later mounts are faster.
+    pub keep: KeepConfig,
+    /// What the index must be.
+    pub trust: TrustConfig,
+    /// The process that serves the mount.
+    pub service: ServiceConfig,
 }
 
 impl Default for MountConfig {
@@ -147,9 +156,99 @@ impl Default for MountConfig {
             store_file: None,
             memory_bytes: DEFAULT_MEMORY_BYTES,
             io_timeout: DEFAULT_IO_TIMEOUT,
-            uid: None,
-            gid: None,
             allow_other: None,
+            show: ShowConfig::default(),
+            ahead: AheadConfig::default(),
+            keep: KeepConfig::default(),
+            trust: TrustConfig::default(),
+            service: ServiceConfig::default(),
+        }
+    }
+}
+
+/// How files are shown, whatever the archive says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ShowConfig {
+    /// Owner of everything, instead of the stored one.
+    pub uid: Option<u32>,
+    /// Group of everything, instead of the stored one.
+    pub gid: Option<u32>,
+    /// Permission bits that nothing has.
+    pub umask: Option<u16>,
+    /// Added to every stored owner and group, as a user namespace of a container needs it.
+    pub uid_shift: Option<u32>,
+    /// Whether files of a directory of indexes keep the suffix of their index in their name.
+    pub keep_suffix: bool,
+    /// How often a directory of indexes is looked at again where it cannot tell of changes itself; zero for never.
+    pub poll_interval: Option<Duration>,
+}
+
+/// What is read before it is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AheadConfig {
+    /// The most bytes read ahead of one reader; zero for none.
+    pub window_bytes: Option<u64>,
+    /// Read-ahead of the kernel in bytes, where root mounts.
+    pub kernel_bytes: Option<u64>,
+    /// What to fetch in the background: `all`, `metadata`, or paths with or without a range of bytes.
+    pub warm: Vec<String>,
+    /// The most bytes a second that background fetches take, in stored form.
+    pub warm_rate_bytes: Option<u64>,
+    /// The profile to replay; `no` for none, also if one lies beside the index.
+    pub profile: Option<String>,
+    /// The file to write a profile of this mount to.
+    pub record: Option<PathBuf>,
+}
+
+/// What is kept beside chunks so that later mounts are faster.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct KeepConfig {
+    /// The file that gets a plain copy of an image as it is read; `auto` for one in the cache.
+    pub backing: Option<String>,
+    /// Whether the kernel may read a complete copy itself; `None` means: if it can.
+    pub passthrough: Option<bool>,
+    /// Whether a table of all metadata is used and made; `None` means: if there is a local cache.
+    pub metadata_table: Option<bool>,
+}
+
+/// What the index must be.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TrustConfig {
+    /// SHA-256 of the index's bytes.
+    pub index_sha256: Option<[u8; 32]>,
+    /// A minisign public key, or the file it stands in, that the index must be signed with.
+    pub verify_key: Option<String>,
+}
+
+/// The process that serves a mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceConfig {
+    /// A mount that is not ready by then has failed.
+    pub mount_timeout: Duration,
+    /// Where a background mount logs to: `journald`, or a file.
+    pub log: Option<String>,
+    /// The user that the process becomes.
+    pub setuid: Option<String>,
+    /// Whether the process is shut out of all files but its own; `None` means: when root mounts and the kernel can.
+    pub sandbox: Option<bool>,
+    /// Whether there is a control socket.
+    pub control: bool,
+    /// Where metrics are served, as `127.0.0.1:9100`.
+    pub metrics: Option<String>,
+    /// The file that gets a line for each request.
+    pub access_trace: Option<PathBuf>,
+}
+
+impl Default for ServiceConfig {
+    fn default() -> Self {
+        Self {
+            mount_timeout: DEFAULT_MOUNT_TIMEOUT,
+            log: None,
+            setuid: None,
+            sandbox: None,
+            control: true,
+            metrics: None,
+            access_trace: None,
         }
     }
 }

@@ -77,6 +77,23 @@ pub fn parse_id(text: &str) -> Option<u32> {
     text.parse().ok().filter(|&id| id != u32::MAX)
 }
 
+/// Permission bits in octal, as umask(1) takes them.
+pub fn parse_mode(text: &str) -> Option<u16> {
+    u16::from_str_radix(text, 8).ok().filter(|&mode| mode <= 0o777 && text.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// A SHA-256 in hexadecimal.
+pub fn parse_sha256(text: &str) -> Option<[u8; 32]> {
+    let mut digest = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (i, byte) in digest.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(2 * i..2 * i + 2)?, 16).ok()?;
+    }
+    text.bytes().all(|byte| byte.is_ascii_hexdigit()).then_some(digest)
+}
+
 /// Yes or no in the usual words.
 pub fn parse_switch(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
@@ -121,6 +138,26 @@ fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn modes_and_digests() {
+        for (text, mode) in [
+            ("022", Some(0o22)),
+            ("0", Some(0)),
+            ("777", Some(0o777)),
+            ("1777", None),
+            ("8", None),
+            ("+7", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_mode(text), mode, "{text}");
+        }
+        let hex = "00ff".repeat(16);
+        assert_eq!(parse_sha256(&hex).map(|digest| (digest[0], digest[1], digest[31])), Some((0, 255, 255)));
+        for text in ["", "00", &"+f".repeat(32), &"0g".repeat(32), &"é".repeat(32)] {
+            assert_eq!(parse_sha256(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn sizes() {

@@ -20,9 +20,6 @@ use super::signals::Watch;
 use super::{Attached, BoxError, MountError, shown_source};
 use crate::volume::Volume;
 
-/// How long a background mount may take to become ready: less than the 90 s that systemd gives a mount unit.
-pub const READY_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// Where a mount is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {

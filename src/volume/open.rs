@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::image::{ImageConfig, ImageVolume};
 use super::sources::Sources;
 use super::tree::TreeVolume;
-use super::{Owners, Volume};
+use super::{Live, LiveVolume, Owners, Part, Volume};
 use crate::blob::{Blob, ChunkedBlob, FileBlob};
 use crate::config::{MountConfig, SourceConfig};
 use crate::format::index::{Index, Kind, archive_flags, kind_of};
@@ -202,14 +202,17 @@ pub async fn open_volume(
     config: &MountConfig,
     on_file: bool,
     report: &Arc<Report>,
-) -> Result<Arc<dyn Volume>, OpenError> {
+) -> Result<LiveVolume, OpenError> {
     let plan = MemoryPlan::new(config.memory_bytes);
     // A fetch ends before the read that waits for it, so that the read is answered with the fetch's own reason.
     let fetch_timeout = config.io_timeout.mul_f64(0.9);
     let opened = open_blob(location, &config.sources, &plan, fetch_timeout, report).await?;
-    let owners = Owners { uid: config.uid, gid: config.gid };
+    let owners = Owners { uid: config.show.uid, gid: config.show.gid };
     let source = location.to_string();
-    if opened.kind == SpecKind::BlobIndex {
+    let live = Arc::new(Live::new(location.clone(), config.clone(), Arc::clone(report)));
+    let (kind, blob) = (opened.kind, opened.blob.clone());
+    let part = |tree| Part { path: Vec::new(), location: location.clone(), kind, blob: blob.clone(), tree };
+    if kind == SpecKind::BlobIndex {
         let file_name = match on_file {
             true => None,
             false => {
@@ -217,10 +220,14 @@ pub async fn open_volume(
                 Some(Bytes::copy_from_slice(path.file_stem().unwrap_or(path.as_os_str()).as_bytes()))
             }
         };
+        live.add(part(None));
         let image = ImageConfig { file_name, owners, mtime: opened.mtime, source };
-        return Ok(Arc::new(ImageVolume::new(opened.blob, image, Arc::clone(report))));
+        let volume = Arc::new(ImageVolume::new(opened.blob, image, Arc::clone(report)));
+        return Ok(LiveVolume { volume, live });
     }
-    let volume = TreeVolume::new(open_tree(opened, &plan).await?, owners, source, Arc::clone(report));
+    let tree = Arc::new(open_tree(opened, &plan).await?);
+    live.add(part(Some(Arc::clone(&tree))));
+    let volume = TreeVolume::new(tree, owners, source, Arc::clone(report));
     if (volume.root_kind() == super::FileKind::Directory) == on_file {
         let why = match on_file {
             true => "a directory tree cannot be mounted on a file",
@@ -228,7 +235,7 @@ pub async fn open_volume(
         };
         return Err(OpenError::new(&location.to_string(), why));
     }
-    Ok(Arc::new(volume))
+    Ok(LiveVolume { volume: Arc::new(volume), live })
 }
 
 /// Whether the stream begins with an archive's first element. Unreadable content says no: the blob mount then shows the error.

@@ -28,7 +28,7 @@ pub struct TreeVolume {
 
 #[derive(Debug)]
 struct Shared {
-    tree: Tree,
+    tree: Arc<Tree>,
     owners: Owners,
     /// What `user.caifs.index` answers: where the archive or its index lies.
     source: String,
@@ -37,7 +37,7 @@ struct Shared {
 
 impl TreeVolume {
     /// A volume over a tree; `source` names the archive or index.
-    pub fn new(tree: Tree, owners: Owners, source: String, report: Arc<Report>) -> Self {
+    pub fn new(tree: Arc<Tree>, owners: Owners, source: String, report: Arc<Report>) -> Self {
         Self { shared: Arc::new(Shared { tree, owners, source, report }) }
     }
 }

@@ -8,6 +8,7 @@
 //! Invariant: parsing never panics, and what it refuses it names.
 
 mod own;
+mod table;
 mod vfs;
 
 pub use crate::config::units::{MAX_SPAN, parse_id, parse_size, parse_span, parse_switch};

@@ -1,10 +1,8 @@
 //! The options of a mount that are our own: one table for the command line, `-o` and the configuration file.
 
-use std::sync::Arc;
-
 use super::OptionError;
-use crate::config::units::{parse_id, parse_size, parse_span, parse_switch};
-use crate::config::{MIN_MEMORY_BYTES, MountConfig};
+pub use super::table::MOUNT_OPTIONS;
+use crate::config::MountConfig;
 use crate::store::location::without_secrets;
 
 /// What an option takes.
@@ -25,18 +23,6 @@ pub enum ValueKind {
 }
 
 impl ValueKind {
-    /// What a help text calls the value; `None` where it may be left out.
-    pub fn placeholder(self) -> Option<&'static str> {
-        match self {
-            Self::Text => Some("TEXT"),
-            Self::Size => Some("SIZE"),
-            Self::Span => Some("TIME"),
-            Self::Id => Some("ID"),
-            Self::Number => Some("N"),
-            Self::Switch => None,
-        }
-    }
-
     fn expected(self) -> &'static str {
         match self {
             Self::Text => "a text",
@@ -56,192 +42,14 @@ pub struct MountOption {
     pub name: &'static str,
     /// What it takes.
     pub kind: ValueKind,
+    /// What a help text calls the value; `None` where it may be left out.
+    pub placeholder: Option<&'static str>,
     /// Whether it may be given several times, each adding to the others; otherwise the last one counts.
     pub repeatable: bool,
     /// One sentence for a help text.
     pub help: &'static str,
-    set: fn(&mut MountConfig, &str) -> Option<()>,
+    pub(super) set: fn(&mut MountConfig, &str) -> Option<()>,
 }
-
-/// All options of a mount.
-pub const MOUNT_OPTIONS: &[MountOption] = &[
-    MountOption {
-        name: "store",
-        kind: ValueKind::Text,
-        repeatable: true,
-        help: "Where chunks come from; several are asked in the order given [default: default.castr beside the index]",
-        set: |config, value| {
-            config.sources.stores.push(non_empty(value)?);
-            Some(())
-        },
-    },
-    MountOption {
-        name: "cache",
-        kind: ValueKind::Text,
-        repeatable: false,
-        help: "Keep fetched chunks in this directory (or store)",
-        set: |config, value| {
-            config.sources.cache = Some(non_empty(value)?);
-            Some(())
-        },
-    },
-    MountOption {
-        name: "cache-size",
-        kind: ValueKind::Size,
-        repeatable: false,
-        help: "The most a local cache may hold [default: a share of the free disk]",
-        set: |config, value| {
-            config.sources.cache_size_bytes = Some(parse_size(value).filter(|&bytes| bytes > 0)?);
-            Some(())
-        },
-    },
-    MountOption {
-        name: "cache-keep-free",
-        kind: ValueKind::Size,
-        repeatable: false,
-        help: "What a local cache leaves free on its file system",
-        set: |config, value| {
-            config.sources.cache_keep_free_bytes = Some(parse_size(value)?);
-            Some(())
-        },
-    },
-    MountOption {
-        name: "cache-repair",
-        kind: ValueKind::Switch,
-        repeatable: false,
-        help: "A bad chunk in the cache is fetched again; always so, accepted for desync's sake",
-        set: |_, value| parse_switch(value).map(drop),
-    },
-    MountOption {
-        name: "offline",
-        kind: ValueKind::Switch,
-        repeatable: false,
-        help: "Use what the cache has, and ask no store",
-        set: |config, value| {
-            config.sources.offline = parse_switch(value)?;
-            Some(())
-        },
-    },
-    MountOption {
-        name: "store-file",
-        kind: ValueKind::Text,
-        repeatable: false,
-        help: "A file with the stores and the cache: {\"stores\": [\"…\"], \"cache\": \"…\"}",
-        set: |config, value| {
-            config.store_file = Some(non_empty(value)?.into());
-            Some(())
-        },
-    },
-    MountOption {
-        name: "config",
-        kind: ValueKind::Text,
-        repeatable: false,
-        help: "A configuration file to read instead of the usual ones",
-        set: |config, value| {
-            config.config_file = Some(non_empty(value)?.into());
-            Some(())
-        },
-    },
-    MountOption {
-        name: "concurrency",
-        kind: ValueKind::Number,
-        repeatable: false,
-        help: "Sessions to one store at a time [default: 10]",
-        set: |config, value| for_stores(config, "concurrency", value),
-    },
-    MountOption {
-        name: "client-cert",
-        kind: ValueKind::Text,
-        repeatable: false,
-        help: "Certificate to show to servers (PEM); goes with client-key",
-        set: |config, value| for_stores(config, "client-cert", value),
-    },
-    MountOption {
-        name: "client-key",
-        kind: ValueKind::Text,
-        repeatable: false,
-        help: "Key of the certificate (PEM)",
-        set: |config, value| for_stores(config, "client-key", value),
-    },
-    MountOption {
-        name: "ca-cert",
-        kind: ValueKind::Text,
-        repeatable: false,
-        help: "Certificates to trust beside the system's (PEM)",
-        set: |config, value| for_stores(config, "ca-cert", value),
-    },
-    MountOption {
-        name: "trust-insecure",
-        kind: ValueKind::Switch,
-        repeatable: false,
-        help: "Accept any certificate",
-        set: |config, value| for_stores(config, "trust-insecure", value),
-    },
-    MountOption {
-        name: "error-retry",
-        kind: ValueKind::Number,
-        repeatable: false,
-        help: "How often a failed request is made again [default: 3]",
-        set: |config, value| for_stores(config, "error-retry", value),
-    },
-    MountOption {
-        name: "error-retry-base-interval",
-        kind: ValueKind::Span,
-        repeatable: false,
-        help: "The first wait before that; later ones are longer [default: 200ms]",
-        set: |config, value| for_stores(config, "error-retry-base-interval", value),
-    },
-    MountOption {
-        name: "memory",
-        kind: ValueKind::Size,
-        repeatable: false,
-        help: "Memory for chunks, read-ahead and buffers together, at least 16M [default: 256M]",
-        set: |config, value| {
-            config.memory_bytes = parse_size(value).filter(|&bytes| bytes >= MIN_MEMORY_BYTES)?;
-            Some(())
-        },
-    },
-    MountOption {
-        name: "io-timeout",
-        kind: ValueKind::Span,
-        repeatable: false,
-        help: "A read is answered by then, with an error if it must be [default: 30s]",
-        set: |config, value| {
-            config.io_timeout = parse_span(value).filter(|span| !span.is_zero())?;
-            Some(())
-        },
-    },
-    MountOption {
-        name: "uid",
-        kind: ValueKind::Id,
-        repeatable: false,
-        help: "Show everything as owned by this user",
-        set: |config, value| {
-            config.uid = Some(parse_id(value)?);
-            Some(())
-        },
-    },
-    MountOption {
-        name: "gid",
-        kind: ValueKind::Id,
-        repeatable: false,
-        help: "Show everything as owned by this group",
-        set: |config, value| {
-            config.gid = Some(parse_id(value)?);
-            Some(())
-        },
-    },
-    MountOption {
-        name: "allow-other",
-        kind: ValueKind::Switch,
-        repeatable: false,
-        help: "Let other users use the mount, as permissions allow [default: yes when root mounts]",
-        set: |config, value| {
-            config.allow_other = Some(parse_switch(value)?);
-            Some(())
-        },
-    },
-];
 
 impl MountOption {
     /// The option of that name, spelt with `-` or `_`.
@@ -267,6 +75,13 @@ impl MountOption {
             name: self.name,
             value: without_secrets(value),
             expected: match self.name {
+                "mount-timeout" => "a time above 0 such as 60s or 5m, at most 24h",
+                "umask" => "permission bits in octal such as 022",
+                "index-sha256" => "64 hexadecimal digits",
+                "warm-rate" => "a size above 0 (of a second), such as 4M",
+                "record" | "access-trace" => "a path",
+                "metrics" => "an address and port such as 127.0.0.1:9100",
+                "log" => "journald, or the full path of a file",
                 "memory" => "a size of at least 16M, such as 512M or 1G",
                 "io-timeout" => "a time above 0 such as 30s, 500ms or 1m, at most 24h",
                 "store" | "cache" => "a location",
@@ -279,15 +94,6 @@ impl MountOption {
             },
         })
     }
-}
-
-/// Sets an option of every store.
-fn for_stores(config: &mut MountConfig, name: &'static str, value: &str) -> Option<()> {
-    Arc::make_mut(&mut config.sources.settings).set_by_flag(name, value)
-}
-
-fn non_empty(value: &str) -> Option<String> {
-    (!value.is_empty()).then(|| value.to_owned())
 }
 
 #[cfg(test)]
@@ -331,9 +137,9 @@ mod tests {
             store_file: Some("/f".into()),
             memory_bytes: 64 << 20,
             io_timeout: Duration::from_millis(500),
-            uid: Some(1000),
-            gid: Some(100),
             allow_other: Some(true),
+            show: crate::config::ShowConfig { uid: Some(1000), gid: Some(100), ..Default::default() },
+            ..MountConfig::default()
         };
         assert_eq!(config, expected);
         MountOption::find("allow-other").unwrap().apply(&mut config, Some("no")).unwrap();

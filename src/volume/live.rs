@@ -1,0 +1,91 @@
+//! A volume as it is served: what it is made of, for whoever watches it, warms it or changes its settings meanwhile.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::Volume;
+use super::open::SpecKind;
+use crate::blob::Blob;
+use crate::config::MountConfig;
+use crate::report::Report;
+use crate::store::location::FileLocation;
+use crate::tree::Tree;
+
+/// A volume and the view behind it.
+#[derive(Debug, Clone)]
+pub struct LiveVolume {
+    /// What the kernel asks.
+    pub volume: Arc<dyn Volume>,
+    /// What everybody else asks.
+    pub live: Arc<Live>,
+}
+
+/// What a volume is made of. Nothing here waits for a store.
+#[derive(Debug)]
+pub struct Live {
+    /// What was mounted.
+    pub location: FileLocation,
+    /// Its counters.
+    pub report: Arc<Report>,
+    /// When it was opened.
+    pub opened: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    config: MountConfig,
+    parts: Vec<Part>,
+}
+
+/// An index or archive that a volume serves. A volume has one, or one for each index of a directory that has been opened.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// Path within the mount, empty for the only one.
+    pub path: Vec<u8>,
+    /// Where the index or archive lies.
+    pub location: FileLocation,
+    /// What it is.
+    pub kind: SpecKind,
+    /// Its content.
+    pub blob: Blob,
+    /// Its files, unless it is a disk image.
+    pub tree: Option<Arc<Tree>>,
+}
+
+impl Live {
+    /// A volume with these settings, of which no part is open yet.
+    pub fn new(location: FileLocation, config: MountConfig, report: Arc<Report>) -> Self {
+        let state = Mutex::new(State { config, parts: Vec::new() });
+        Self { location, report, opened: Instant::now(), state }
+    }
+
+    /// Hears of a part that has been opened.
+    pub fn add(&self, part: Part) {
+        self.lock().parts.push(part);
+    }
+
+    /// Hears that the part at a path is gone.
+    pub fn remove(&self, path: &[u8]) {
+        self.lock().parts.retain(|part| part.path != path);
+    }
+
+    /// The parts that are open.
+    pub fn parts(&self) -> Vec<Part> {
+        self.lock().parts.clone()
+    }
+
+    /// The settings in force.
+    pub fn config(&self) -> MountConfig {
+        self.lock().config.clone()
+    }
+
+    /// Hears that other settings are in force now.
+    pub fn set_config(&self, config: MountConfig) {
+        self.lock().config = config;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
