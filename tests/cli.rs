@@ -36,6 +36,37 @@ const STORES: Names = &[
     "-n, --concurrency",
 ];
 
+const MOUNT: Names = &[
+    "-o, --options",
+    "-f, --foreground",
+    "--memory",
+    "--allow-other[=<YES>]",
+    "--uid",
+    "--gid",
+    "--umask",
+    "--uid-shift",
+    "--keep-suffix[=<YES>]",
+    "--poll-interval",
+    "--read-ahead",
+    "--kernel-read-ahead",
+    "--warm",
+    "--warm-rate",
+    "--profile",
+    "--record",
+    "--backing",
+    "--passthrough[=<YES>]",
+    "--metadata-table[=<YES>]",
+    "--index-sha256",
+    "--verify-key",
+    "--mount-timeout",
+    "--log",
+    "--setuid",
+    "--sandbox[=<YES>]",
+    "--control[=<YES>]",
+    "--metrics",
+    "--access-trace",
+];
+
 const SERVER: Names = &[
     "-l, --listen",
     "--log",
@@ -50,11 +81,7 @@ const SERVER: Names = &[
 
 /// Every verb with its arguments and flags.
 const VERBS: [(&str, Names, &[Names]); 14] = [
-    (
-        "mount",
-        &["<SPEC>", "<DIR>"],
-        &[STORES, ACCESS, &["-o, --options", "-f, --foreground", "--memory", "--uid", "--gid", "--allow-other"]],
-    ),
+    ("mount", &["<SPEC>", "<DIR>"], &[STORES, ACCESS, MOUNT]),
     ("umount", &["<DIR>"], &[&["-z, --lazy"]]),
     (
         "make",
