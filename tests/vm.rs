@@ -1,5 +1,7 @@
 //! The host of a virtual machine: it boots an image that it has not downloaded.
 
+mod image;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +12,7 @@ use crate::support::proxy::{FaultProxy, ProxyFault};
 use crate::support::run::{caifs, command, run, run_within};
 use crate::support::scratch::Scratch;
 use crate::support::server::{Server, free_port};
-use crate::support::vm::{boot, debian_image};
+use image::{boot, debian_image};
 
 /// How long a debug build may take to make the index.
 const MAKE_LIMIT: Duration = Duration::from_secs(300);

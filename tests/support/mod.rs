@@ -10,7 +10,6 @@
 //! * [`mounted`]: mounts that are undone and servers that are ended, also when a test panics.
 //! * [`corner`]: a directory tree with everything that is hard to keep: ACLs, capabilities, devices, odd names.
 //! * [`blob`]: deterministic noise.
-//! * [`vm`]: a Debian image made of packages, and booting it.
 //! * [`listing`]: a tree as a table, to compare a mount with its source.
 //!
 //! Invariant: nothing outlives the value that stands for it: no mount, no process, no directory.
@@ -30,7 +29,6 @@ pub mod scratch;
 pub mod scripted;
 pub mod server;
 pub mod servers;
-pub mod vm;
 
 /// Whether this process may do what only root may (devices, capabilities, other owners).
 pub fn is_root() -> bool {

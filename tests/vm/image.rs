@@ -12,9 +12,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use super::peers::{find, missing, peer};
-use super::run::{self, command, kill_group, run, run_within};
-use super::scratch::Scratch;
+use crate::support::peers::{find, missing, peer};
+use crate::support::run::{self, command, kill_group, run, run_within};
+use crate::support::scratch::Scratch;
 
 /// Length of the image in bytes; most of it is a hole.
 const IMAGE_BYTES: u64 = 2 << 30;
