@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::image::{ImageConfig, ImageVolume};
 use super::sources::Sources;
 use super::tree::TreeVolume;
-use super::{Live, LiveVolume, Owners, Part, Volume};
+use super::{Live, LiveVolume, Part, Show, Volume};
 use crate::blob::{Blob, ChunkedBlob, FileBlob};
 use crate::config::{MountConfig, SourceConfig};
 use crate::format::index::{Index, Kind, archive_flags, kind_of};
@@ -207,7 +207,7 @@ pub async fn open_volume(
     // A fetch ends before the read that waits for it, so that the read is answered with the fetch's own reason.
     let fetch_timeout = config.io_timeout.mul_f64(0.9);
     let opened = open_blob(location, &config.sources, &plan, fetch_timeout, report).await?;
-    let owners = Owners { uid: config.show.uid, gid: config.show.gid };
+    let show = Show::new(&config.show);
     let source = location.to_string();
     let live = Arc::new(Live::new(location.clone(), config.clone(), Arc::clone(report)));
     let (kind, blob) = (opened.kind, opened.blob.clone());
@@ -221,13 +221,13 @@ pub async fn open_volume(
             }
         };
         live.add(part(None));
-        let image = ImageConfig { file_name, owners, mtime: opened.mtime, source };
+        let image = ImageConfig { file_name, show, mtime: opened.mtime, source };
         let volume = Arc::new(ImageVolume::new(opened.blob, image, Arc::clone(report)));
         return Ok(LiveVolume { volume, live });
     }
     let tree = Arc::new(open_tree(opened, &plan).await?);
     live.add(part(Some(Arc::clone(&tree))));
-    let volume = TreeVolume::new(tree, owners, source, Arc::clone(report));
+    let volume = TreeVolume::new(tree, show, source, Arc::clone(report));
     if (volume.root_kind() == super::FileKind::Directory) == on_file {
         let why = match on_file {
             true => "a directory tree cannot be mounted on a file",
