@@ -103,9 +103,17 @@ pub trait FileStore: Debug + Send + Sync {
     fn write<'a>(&'a self, file: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>>;
 }
 
+/// What is said of a file of another version.
+const CHANGED: &str = "it was changed while in use; mount it again";
+
 /// The error for a file of another version than the one that is being read.
 pub fn changed(store: &str, object: &str) -> StoreError {
-    StoreError::new(store, object, "it was changed while in use; mount it again")
+    StoreError::new(store, object, CHANGED)
+}
+
+/// Whether an error is that of [`changed`].
+pub fn is_changed(error: &StoreError) -> bool {
+    error.reason == CHANGED
 }
 
 /// The error for a place that cannot be written to.

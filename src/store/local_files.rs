@@ -9,6 +9,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -158,7 +159,7 @@ impl LocalFiles {
         Ok(Some(
             named
                 .map(|(name, found)| match found {
-                    Found::Directory => Listed { name, is_directory: true, size: None, mtime: None, version: None },
+                    Found::Directory { mtime } => Listed { name, is_directory: true, size: None, mtime, version: None },
                     Found::File(info) => Listed {
                         name,
                         is_directory: false,
@@ -233,7 +234,10 @@ impl FileStore for LocalFiles {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
     /// A directory.
-    Directory,
+    Directory {
+        /// When it was modified.
+        mtime: Option<SystemTime>,
+    },
     /// A regular file, or a symlink to one, with what is known of it.
     File(FileInfo),
 }
@@ -250,7 +254,7 @@ pub fn read_directory(path: &Path) -> io::Result<Vec<(OsString, Found)>> {
         let kind = entry.file_type()?;
         // What goes away meanwhile, or is a symlink to nowhere, is not there.
         let found = match kind.is_dir() {
-            true => Found::Directory,
+            true => Found::Directory { mtime: entry.metadata().and_then(|metadata| metadata.modified()).ok() },
             false => match fs::metadata(entry.path()) {
                 Ok(metadata) if metadata.is_file() => Found::File(info(&metadata)),
                 Ok(_) | Err(_) => continue,
@@ -262,6 +266,15 @@ pub fn read_directory(path: &Path) -> io::Result<Vec<(OsString, Found)>> {
         entries.push((entry.file_name(), found));
     }
     Ok(entries)
+}
+
+/// What is known of an open file; `None` when it is not a regular one.
+///
+/// # Errors
+/// What fstat(2) answers.
+pub fn info_of_open(file: &File) -> io::Result<Option<FileInfo>> {
+    let metadata = file.metadata()?;
+    Ok(metadata.is_file().then(|| info(&metadata)))
 }
 
 /// What is known of a local file by now; `None` when there is no such regular file.

@@ -10,7 +10,7 @@
 //! Invariants: a volume is immutable, so that the kernel may keep what it learns for ever, but where [`Volume::lasts`] says less; a future that finds all it needs in
 //! memory is ready at its first poll and does no blocking work in a poll; `statfs` never waits.
 
-//pub mod collection;
+pub mod collection;
 mod error;
 pub mod image;
 pub mod live;

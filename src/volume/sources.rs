@@ -2,9 +2,12 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
 
 use super::open::{MemoryPlan, OpenError};
 use crate::blob::source::{IndexBytes, MAX_INDEX_BYTES};
@@ -15,13 +18,13 @@ use crate::cache::{Cache, CacheConfig, Tiers};
 use crate::config::SourceConfig;
 use crate::digest::Digest;
 use crate::report::Report;
-use crate::store::files::{ReadWhole, WholeFile};
+use crate::store::files::{ReadWhole, WholeFile, is_changed};
 use crate::store::local_files::local_info;
 use crate::store::location::{DEFAULT_STORE_NAME, FileLocation, Location};
 use crate::store::open::{StoreSpec, open_files, open_store_list, open_writable};
 use crate::store::retry::RetryPolicy;
 use crate::store::router::Router;
-use crate::store::{FileInfo, FileStore, FileVersion, Store, StoreError, StoreOptions};
+use crate::store::{FileInfo, FileStore, FileVersion, Listed, Store, StoreError, StoreOptions};
 
 /// What a local cache leaves free when nothing is said, in bytes: enough for a system to go on writing its logs.
 const DEFAULT_KEEP_FREE_BYTES: u64 = 128 << 20;
@@ -36,6 +39,15 @@ const MAX_KEPT: usize = 64;
 
 /// The share of the memory that blocks of plain archives get where chunks are read, too: one part in so many.
 const BLOCK_SHARE: u64 = 4;
+
+/// Why a part of a file cannot be had.
+#[derive(Debug)]
+pub enum RangeError {
+    /// The file is another by now.
+    Changed,
+    /// It cannot be read.
+    Failed(OpenError),
+}
 
 /// What content is read from. What is opened is kept, and everything that is read through it shares one set of limits.
 #[derive(Debug)]
@@ -377,6 +389,45 @@ impl Sources {
                 }
             }
             FileLocation::Stdio => Ok(None),
+        }
+    }
+
+    /// Some bytes of a file of a store, of this version if one is given.
+    ///
+    /// # Errors
+    /// They cannot be read, or the file is another by now.
+    pub async fn range(
+        &self,
+        location: &FileLocation,
+        range: Range<u64>,
+        version: Option<&FileVersion>,
+    ) -> Result<Bytes, RangeError> {
+        let shown = location.to_string();
+        let FileLocation::Remote { name, .. } = location else {
+            return Err(RangeError::Failed(OpenError::new(&shown, "it does not lie in a store")));
+        };
+        let (files, _) = self.files(location, Some(self.share())).map_err(RangeError::Failed)?;
+        match tokio::time::timeout(self.cache_config.fetch_timeout, files.read_range(name, range, version)).await {
+            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Err(error)) if is_changed(&error) => Err(RangeError::Changed),
+            Ok(Err(error)) => Err(RangeError::Failed(OpenError::new(&shown, error))),
+            Err(_) => Err(RangeError::Failed(OpenError::new(&shown, "no answer in time"))),
+        }
+    }
+
+    /// What lies in a directory of a store, `below` the one that the location names; `None` when there is no such directory.
+    ///
+    /// # Errors
+    /// It cannot be listed.
+    pub async fn list(&self, location: &FileLocation, below: &str) -> Result<Option<Vec<Listed>>, OpenError> {
+        let shown = location.to_string();
+        if self.config.offline {
+            return Err(OpenError::new(&shown, "a directory is not kept, and its store is not asked (offline)"));
+        }
+        let (files, _) = self.files(location, None)?;
+        match tokio::time::timeout(self.cache_config.fetch_timeout, files.list(below)).await {
+            Ok(listed) => listed.map_err(|error| OpenError::new(&shown, error)),
+            Err(_) => Err(OpenError::new(&shown, "no answer in time")),
         }
     }
 
