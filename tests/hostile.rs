@@ -13,7 +13,7 @@ use caifs::store::fault::Fault;
 use caifs::store::location::FileLocation;
 use caifs::volume::open::{MemoryPlan, open_blob, open_tree};
 use caifs::volume::tree::TreeVolume;
-use caifs::volume::{FileKind, Owners, ROOT_INO, Volume, VolumeError};
+use caifs::volume::{FileKind, ROOT_INO, Show, Volume, VolumeError};
 use tokio::runtime::Runtime;
 
 use crate::support::blob::noise;
@@ -146,7 +146,7 @@ fn open_path(runtime: &Runtime, path: &Path, stores: &[String]) -> Result<TreeVo
         &report,
     ));
     let tree = runtime.block_on(open_tree(opened.map_err(|error| error.to_string())?, &plan));
-    Ok(TreeVolume::new(Arc::new(tree.map_err(|error| error.to_string())?), Owners::default(), String::new(), report))
+    Ok(TreeVolume::new(Arc::new(tree.map_err(|error| error.to_string())?), Show::default(), String::new(), report))
 }
 
 #[test]

@@ -24,7 +24,7 @@ use caifs::tree::{Tree, TreeConfig};
 use caifs::volume::image::{ImageConfig, ImageVolume};
 use caifs::volume::open::{MemoryPlan, open_blob, open_tree, open_volume};
 use caifs::volume::tree::TreeVolume;
-use caifs::volume::{Attr, EioSite, FileKind, Owners, ROOT_INO, Volume, VolumeError};
+use caifs::volume::{Attr, EioSite, FileKind, ROOT_INO, Show, Volume, VolumeError};
 use tokio::runtime::Runtime;
 
 use crate::mount::contents;
@@ -82,7 +82,7 @@ pub fn blob(bytes: &[u8], chunk_bytes: usize, script: impl Fn(ChunkId, u64) -> F
 
 pub fn tree_of(runtime: &Runtime, blob: Blob, config: TreeConfig) -> Result<TreeVolume, VolumeError> {
     let tree = runtime.block_on(Tree::open(blob, config)).map_err(VolumeError::from)?;
-    Ok(TreeVolume::new(Arc::new(tree), Owners::default(), "in memory".to_owned(), Arc::new(Report::default())))
+    Ok(TreeVolume::new(Arc::new(tree), Show::default(), "in memory".to_owned(), Arc::new(Report::default())))
 }
 
 pub fn archive_volume(runtime: &Runtime, bytes: &[u8], config: TreeConfig) -> Result<TreeVolume, VolumeError> {
@@ -128,7 +128,7 @@ impl Setting {
             ))
             .unwrap();
         let tree = self.runtime.block_on(open_tree(opened, &plan)).unwrap();
-        TreeVolume::new(Arc::new(tree), Owners::default(), "small".to_owned(), report)
+        TreeVolume::new(Arc::new(tree), Show::default(), "small".to_owned(), report)
     }
 }
 
@@ -354,7 +354,7 @@ fn every_fault_has_its_site() {
     for (fault, wanted) in faults {
         let config = ImageConfig {
             file_name: Some("image".into()),
-            owners: Owners { uid: Some(7), gid: None },
+            show: Show { uid: Some(7), ..Show::default() },
             mtime: UNIX_EPOCH,
             source: "here".into(),
         };
@@ -421,7 +421,7 @@ fn a_plain_archive_that_is_cut_while_open_is_eio() {
         ))
         .unwrap();
     let tree = runtime.block_on(open_tree(opened, &plan)).unwrap();
-    let volume = TreeVolume::new(Arc::new(tree), Owners::default(), String::new(), report);
+    let volume = TreeVolume::new(Arc::new(tree), Show::default(), String::new(), report);
     let n_all = walk(&runtime, &volume, 100).unwrap().len();
     assert!(n_all > 5);
     fs::File::options().write(true).open(&path).unwrap().set_len(500).unwrap();

@@ -2,20 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 
 use super::BlobError;
+use super::replies::Replies;
 use super::source::IndexBytes;
 use crate::cache::{Cache, Want};
 use crate::chunk::Chunk;
 use crate::digest::Digest;
 use crate::format::index::{Index, IndexError, Item};
-
-/// Granularity of the reply budget, in bytes.
-const PERMIT_BYTES: usize = 1024;
 
 /// A blob over an index and a cache.
 #[derive(Debug, Clone)]
@@ -31,10 +28,7 @@ struct Shared {
     name: String,
     digest: Digest,
     cache: Cache,
-    /// Bounds the bytes of replies being put together, in units of [`PERMIT_BYTES`].
-    replies: Arc<Semaphore>,
-    n_reply_permits: u32,
-    spare: Spare,
+    replies: Arc<Replies>,
 }
 
 /// A part of a read: a chunk, and which of its bytes are wanted.
@@ -49,17 +43,18 @@ impl ChunkedBlob {
     /// A blob over an index whose chunks come from `cache`. `name` is what messages call the index; `reply_bytes` bounds the
     /// buffers of reads that span chunks.
     pub fn new(index: Index<IndexBytes>, name: &str, cache: Cache, reply_bytes: u64) -> Self {
-        let n_reply_permits =
-            u32::try_from(reply_bytes / PERMIT_BYTES as u64).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
+        Self::with_replies(index, name, cache, Arc::new(Replies::new(reply_bytes)))
+    }
+
+    /// The same, with a limit of replies that other blobs have, too.
+    pub fn with_replies(index: Index<IndexBytes>, name: &str, cache: Cache, replies: Arc<Replies>) -> Self {
         let shared = Shared {
             digest: index.header().digest(),
             size: index.blob_size(),
             index,
             name: name.to_owned(),
             cache,
-            replies: Arc::new(Semaphore::new(n_reply_permits as usize)),
-            n_reply_permits,
-            spare: Spare::new(reply_bytes),
+            replies,
         };
         Self { shared: Arc::new(shared) }
     }
@@ -91,10 +86,6 @@ impl ChunkedBlob {
             };
             return Ok(chunk.plain().slice(piece.range.clone()));
         }
-        let n_permits =
-            u32::try_from(n_bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX).clamp(1, shared.n_reply_permits);
-        let permit =
-            Arc::clone(&shared.replies).acquire_many_owned(n_permits).await.map_err(|_| BlobError::Abandoned)?;
         let mut starts = Vec::with_capacity(pieces.len());
         let mut n_placed = 0;
         for piece in &pieces {
@@ -102,11 +93,10 @@ impl ChunkedBlob {
             n_placed += piece.range.len();
         }
         let wants: Vec<Want> = pieces.iter().map(|piece| piece.want).collect();
-        let mut reply =
-            Reply { bytes: shared.spare.take(n_bytes), n_bytes, shared: Arc::clone(shared), _permit: permit };
+        let mut reply = shared.replies.begin(n_bytes).await.ok_or(BlobError::Abandoned)?;
         let copy = |piece_idx: usize, chunk: Chunk| {
             let range = &pieces[piece_idx].range;
-            reply.bytes[starts[piece_idx]..][..range.len()].copy_from_slice(&chunk.plain()[range.clone()]);
+            reply.bytes_mut()[starts[piece_idx]..][..range.len()].copy_from_slice(&chunk.plain()[range.clone()]);
         };
         shared.cache.get_many(shared.digest, &wants, copy).await?;
         Ok(Bytes::from_owner(reply))
@@ -155,75 +145,6 @@ impl ChunkedBlob {
         let last = offset.saturating_add(n_bytes).min(self.size()) - 1;
         let (last_idx, _) = self.shared.locate(last)?;
         Ok((last_idx - first_idx + 1) as u64)
-    }
-}
-
-/// A reply being put together, with its share of the budget; both are given back when the kernel has the bytes.
-#[derive(Debug)]
-struct Reply {
-    /// At least `n_bytes`; what is behind them is left from an earlier reply.
-    bytes: Vec<u8>,
-    n_bytes: usize,
-    shared: Arc<Shared>,
-    _permit: tokio::sync::OwnedSemaphorePermit,
-}
-
-impl AsRef<[u8]> for Reply {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes[..self.n_bytes]
-    }
-}
-
-impl Drop for Reply {
-    fn drop(&mut self) {
-        self.shared.spare.give_back(std::mem::take(&mut self.bytes));
-    }
-}
-
-/// Reply buffers for the next read. A fresh buffer costs a page fault every 4 KiB, which is as dear as decompressing its content.
-#[derive(Debug)]
-struct Spare {
-    buffers: Mutex<Vec<Vec<u8>>>,
-    max_buffers: usize,
-}
-
-impl Spare {
-    /// Buffers kept. More replies are rarely put together at once on a few cores.
-    const MAX_BUFFERS: usize = 8;
-
-    /// The largest buffer kept, in bytes: a READ of the kernel is 1 MiB at the most.
-    const MAX_BUFFER_BYTES: usize = 1 << 20;
-
-    /// Keeps at most a quarter of the bytes that replies may take, and one buffer.
-    fn new(reply_bytes: u64) -> Self {
-        let quarter = usize::try_from(reply_bytes / 4).unwrap_or(usize::MAX);
-        let max_buffers = (quarter / Self::MAX_BUFFER_BYTES).clamp(1, Self::MAX_BUFFERS);
-        Self { buffers: Mutex::default(), max_buffers }
-    }
-
-    /// A buffer of at least `n_bytes`, of any content.
-    fn take(&self, n_bytes: usize) -> Vec<u8> {
-        let spare = self.lock().pop();
-        match spare {
-            Some(mut buffer) => {
-                if buffer.len() < n_bytes {
-                    buffer.resize(n_bytes, 0);
-                }
-                buffer
-            }
-            None => vec![0; n_bytes],
-        }
-    }
-
-    fn give_back(&self, buffer: Vec<u8>) {
-        let mut buffers = self.lock();
-        if buffers.len() < self.max_buffers && buffer.len() <= Self::MAX_BUFFER_BYTES {
-            buffers.push(buffer);
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
-        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

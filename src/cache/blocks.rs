@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
@@ -61,15 +62,39 @@ pub struct Blocks {
 #[derive(Debug)]
 struct Shared {
     remote: RemoteFile,
-    /// Never held over I/O or await; may be taken under the lock of `inflight`.
-    memory: Mutex<LruCache<u64, Bytes>>,
+    /// The number of this file in what it shares with others.
+    file_id: u64,
+    room: Arc<BlockRoom>,
     inflight: Arc<Inflight<u64, Bytes, GetError>>,
-    requests: Semaphore,
-    /// Blocks read or asked for at the same time, so that they stay within the budget.
-    budget: Arc<Semaphore>,
     kept: Option<Kept>,
     config: CacheConfig,
     report: Arc<Report>,
+}
+
+/// The memory and the limits that several files share.
+#[derive(Debug)]
+pub struct BlockRoom {
+    /// By file and block. Never held over I/O or await; may be taken under the lock of `inflight`.
+    memory: Mutex<LruCache<(u64, u64), Bytes>>,
+    requests: Semaphore,
+    /// Blocks read or asked for at the same time, so that they stay within the budget.
+    budget: Arc<Semaphore>,
+    n_files: AtomicU64,
+}
+
+impl BlockRoom {
+    /// Room for as much as the configuration says.
+    pub fn new(config: &CacheConfig) -> Self {
+        let n_blocks = |bytes: u64| usize::try_from(bytes / BLOCK_BYTES).unwrap_or(usize::MAX);
+        let capacity = NonZeroUsize::new(n_blocks(config.memory_bytes)).unwrap_or(NonZeroUsize::MIN);
+        let n_inflight = n_blocks(config.inflight_bytes).clamp(MAX_RUN_BLOCKS, Semaphore::MAX_PERMITS);
+        Self {
+            memory: Mutex::new(LruCache::new(capacity)),
+            requests: Semaphore::new(MAX_REQUESTS),
+            budget: Arc::new(Semaphore::new(n_inflight)),
+            n_files: AtomicU64::new(0),
+        }
+    }
 }
 
 /// Blocks on disk: which chunk each is, and the tier that has the chunks.
@@ -84,23 +109,23 @@ type BlockLeader = Leader<u64, Bytes, GetError>;
 impl Blocks {
     /// Opens a file. With `disk`, blocks are kept there if the file has a version to know them by.
     pub fn new(remote: RemoteFile, disk: Option<Arc<DiskTier>>, config: CacheConfig, report: Arc<Report>) -> Self {
+        Self::sharing(remote, disk, config, report, Arc::new(BlockRoom::new(&config)))
+    }
+
+    /// The same, with memory and limits that other files have, too.
+    pub fn sharing(
+        remote: RemoteFile,
+        disk: Option<Arc<DiskTier>>,
+        config: CacheConfig,
+        report: Arc<Report>,
+        room: Arc<BlockRoom>,
+    ) -> Self {
         let kept = disk.zip(remote.info.version.as_ref()).map(|(disk, version)| {
             let ids = disk.block_ids(&remote.key, &version.0);
             Kept { disk, ids }
         });
-        let n_blocks = |bytes: u64| usize::try_from(bytes / BLOCK_BYTES).unwrap_or(usize::MAX);
-        let capacity = NonZeroUsize::new(n_blocks(config.memory_bytes)).unwrap_or(NonZeroUsize::MIN);
-        let n_inflight = n_blocks(config.inflight_bytes).clamp(MAX_RUN_BLOCKS, Semaphore::MAX_PERMITS);
-        let shared = Shared {
-            remote,
-            memory: Mutex::new(LruCache::new(capacity)),
-            inflight: Arc::default(),
-            requests: Semaphore::new(MAX_REQUESTS),
-            budget: Arc::new(Semaphore::new(n_inflight)),
-            kept,
-            config,
-            report,
-        };
+        let file_id = room.n_files.fetch_add(1, Ordering::Relaxed);
+        let shared = Shared { remote, file_id, room, inflight: Arc::default(), kept, config, report };
         Self { shared: Arc::new(shared) }
     }
 
@@ -166,12 +191,12 @@ impl Blocks {
         let mut leaders: Vec<BlockLeader> = Vec::new();
         let mut followers = FuturesUnordered::new();
         for (block_idx, &number) in numbers.iter().enumerate() {
-            if let Some(block) = shared.lock().get(&number) {
+            if let Some(block) = shared.in_memory(number) {
                 shared.report.n_memory_hits.add(1);
-                blocks[block_idx] = block.clone();
+                blocks[block_idx] = block;
                 continue;
             }
-            let follower = match shared.inflight.join(number, || shared.lock().get(&number).cloned()) {
+            let follower = match shared.inflight.join(number, || shared.in_memory(number)) {
                 Role::Arrived(block) => {
                     blocks[block_idx] = block;
                     continue;
@@ -221,7 +246,7 @@ fn start(shared: &Arc<Shared>, leaders: Vec<BlockLeader>) {
 impl Shared {
     /// Gets blocks that lie side by side: those on disk from there, the others by one request for each stretch of them.
     async fn get_run(self: Arc<Self>, run: Vec<BlockLeader>) {
-        let Ok(_permit) = Arc::clone(&self.budget).acquire_many_owned(run.len() as u32).await else { return };
+        let Ok(_permit) = Arc::clone(&self.room.budget).acquire_many_owned(run.len() as u32).await else { return };
         let deadline = Instant::now() + self.config.fetch_timeout;
         let run = if self.kept.is_some() { Arc::clone(&self).take_kept(run).await } else { run };
         let mut stretches: Vec<Vec<BlockLeader>> = Vec::new();
@@ -299,7 +324,7 @@ impl Shared {
         let mut last_error: Option<StoreError> = None;
         loop {
             let request = async {
-                let _permit = self.requests.acquire().await;
+                let _permit = self.room.requests.acquire().await;
                 files.read_range(&remote.file, span.clone(), remote.info.version.as_ref()).await
             };
             let error = match tokio::time::timeout_at(deadline, request).await {
@@ -322,7 +347,7 @@ impl Shared {
 
     /// Puts a block into memory and tells who waits for it.
     fn tell(&self, leader: BlockLeader, block: Bytes) {
-        let evicted = self.lock().push(leader.key(), block.clone());
+        let evicted = self.lock().push((self.file_id, leader.key()), block.clone());
         self.report.n_evicted.add(u64::from(evicted.is_some()));
         leader.tell(Ok(block));
     }
@@ -354,8 +379,12 @@ impl Shared {
         GetError::Store(StoreError::transient(store, &self.remote.name, reason))
     }
 
-    fn lock(&self) -> MutexGuard<'_, LruCache<u64, Bytes>> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    fn in_memory(&self, number: u64) -> Option<Bytes> {
+        self.lock().get(&(self.file_id, number)).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LruCache<(u64, u64), Bytes>> {
+        self.room.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -363,7 +392,6 @@ impl Shared {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
 
     use futures_util::future::BoxFuture;

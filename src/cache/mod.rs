@@ -142,7 +142,7 @@ pub struct Tiers {
     pub keeper: Option<Arc<Keeper>>,
 }
 
-/// The cache of one or more blobs over one store.
+/// The cache of one or more blobs over one store; one [beside](Cache::beside) it has another store and the same limits.
 #[derive(Debug, Clone)]
 pub struct Cache {
     shared: Arc<Shared>,
@@ -155,7 +155,7 @@ struct Shared {
     store: RwLock<Arc<dyn Store>>,
     disk: Option<Arc<DiskTier>>,
     keeper: Option<Arc<Keeper>>,
-    memory: MemoryTier,
+    memory: Arc<MemoryTier>,
     inflight: Arc<Inflight<ChunkId, Chunk, GetError>>,
     config: CacheConfig,
     /// The in-flight budget in units of [`PERMIT_BYTES`].
@@ -164,7 +164,7 @@ struct Shared {
     /// Batches of a blocking store, and decoding, at the same time.
     workers: Arc<Semaphore>,
     /// Requests to a store that is not blocking, at the same time.
-    requests: Semaphore,
+    requests: Arc<Semaphore>,
     /// Of requests to such a store; never held over I/O or await.
     latencies: Mutex<Latencies>,
     report: Arc<Report>,
@@ -185,15 +185,36 @@ impl Cache {
             store: RwLock::new(store),
             disk: tiers.disk,
             keeper: tiers.keeper,
-            memory: MemoryTier::new(config.memory_bytes),
+            memory: Arc::new(MemoryTier::new(config.memory_bytes)),
             inflight: Arc::default(),
             config,
             budget: Arc::new(Semaphore::new(n_budget_permits as usize)),
             n_budget_permits,
             workers: Arc::new(Semaphore::new(BATCHES_PER_CORE * n_cores)),
-            requests: Semaphore::new(MAX_REQUESTS),
+            requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             latencies: Mutex::default(),
             report,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// A cache over another store with the same tiers, limits and counters as this one: what either has got serves both. What is in
+    /// flight is each one's own, since one store may have what the other lacks.
+    pub fn beside(&self, store: Arc<dyn Store>) -> Self {
+        let own = &self.shared;
+        let shared = Shared {
+            store: RwLock::new(store),
+            disk: own.disk.clone(),
+            keeper: own.keeper.clone(),
+            memory: Arc::clone(&own.memory),
+            inflight: Arc::default(),
+            config: own.config,
+            budget: Arc::clone(&own.budget),
+            n_budget_permits: own.n_budget_permits,
+            workers: Arc::clone(&own.workers),
+            requests: Arc::clone(&own.requests),
+            latencies: Mutex::default(),
+            report: Arc::clone(&own.report),
         };
         Self { shared: Arc::new(shared) }
     }

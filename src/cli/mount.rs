@@ -1,6 +1,7 @@
 //! `caifs mount`.
 
 use std::cell::OnceCell;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -39,7 +40,12 @@ fn mount(args: MountArgs, options: Typed) -> Result<(), MountError> {
         // A file is named by its full path in the mount table, as mount(8) does it, whatever directory it was named from.
         FileLocation::Local(path) => {
             let path = path.canonicalize().or_else(|_| std::path::absolute(&path)).unwrap_or(path);
-            (FileLocation::Local(path.clone()), path.into_os_string())
+            let mut source = path.clone().into_os_string();
+            // A directory keeps the slash it was given, as its line in fstab has it.
+            if args.spec.as_os_str().as_bytes().ends_with(b"/") && path.is_dir() && path.parent().is_some() {
+                source.push("/");
+            }
+            (FileLocation::Local(path), source)
         }
         elsewhere => (elsewhere, args.spec.into_os_string()),
     };
@@ -77,7 +83,7 @@ struct Typed {
 }
 
 fn options(args: &MountArgs) -> anyhow::Result<Typed> {
-    let location = FileLocation::parse(args.spec.as_os_str())?;
+    let location = FileLocation::parse_any(args.spec.as_os_str())?;
     if location == FileLocation::Stdio {
         anyhow::bail!("a mount cannot be read from standard input");
     }
@@ -116,6 +122,7 @@ fn options(args: &MountArgs) -> anyhow::Result<Typed> {
     }
     places.extend(sources.cache.clone());
     check_not_covered(&args.mountpoint, &places)?;
+    check_apart(&args.mountpoint, &location)?;
     Ok(Typed { location, options })
 }
 
@@ -140,6 +147,17 @@ fn check_not_covered(mountpoint: &Path, places: &[String]) -> anyhow::Result<()>
             let (store, mountpoint) = (store.display(), mountpoint.display());
             anyhow::bail!("a mount on {mountpoint} would cover the store {store} (mount it elsewhere)");
         }
+    }
+    Ok(())
+}
+
+/// Refuses to mount a directory of indexes on itself, above itself or in itself: the mount would then look for indexes in itself.
+fn check_apart(mountpoint: &Path, location: &FileLocation) -> anyhow::Result<()> {
+    let FileLocation::Local(directory) = location else { return Ok(()) };
+    let (Ok(mountpoint), Ok(directory)) = (mountpoint.canonicalize(), directory.canonicalize()) else { return Ok(()) };
+    if directory.is_dir() && (mountpoint.starts_with(&directory) || directory.starts_with(&mountpoint)) {
+        let (directory, mountpoint) = (directory.display(), mountpoint.display());
+        anyhow::bail!("{mountpoint} and the directory of indexes {directory} lie in each other (mount it elsewhere)");
     }
     Ok(())
 }

@@ -391,7 +391,7 @@ pub fn encode<'a>(header: &IndexHeader, items: impl IntoIterator<Item = (u64, &'
 }
 
 /// The tail of an index file of so many bytes.
-fn tail_for(file_bytes: usize) -> [u8; ITEM_BYTES] {
+pub(super) fn tail_for(file_bytes: usize) -> [u8; ITEM_BYTES] {
     let table_bytes = file_bytes as u64 - INDEX_OBJECT_BYTES;
     let mut bytes = [0; ITEM_BYTES];
     put_u64s(&mut bytes, &[0, 0, INDEX_OBJECT_BYTES, table_bytes, TAIL_MARKER]);
@@ -404,7 +404,7 @@ fn put_u64s(bytes: &mut [u8], fields: &[u64]) {
     }
 }
 
-fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
+pub(super) fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
     let field = bytes.get(offset..)?.first_chunk::<8>()?;
     Some(u64::from_le_bytes(*field))
 }

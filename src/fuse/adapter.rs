@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
@@ -16,9 +16,9 @@ use tokio::runtime::Handle;
 
 use super::Settings;
 use super::answer::{Answerer, Asked, Refuse};
-use super::convert::{FOREVER, file_attr, file_type};
+use super::convert::{file_attr, file_type};
 use crate::report::Report;
-use crate::volume::Volume;
+use crate::volume::{Attr, FOREVER, ROOT_INO, Volume};
 
 /// Requests the kernel may have waiting in the background (read-ahead and asynchronous direct reads). With 64, a window of 16 MiB
 /// is in flight at 1 MiB a request and still some at 128 KiB.
@@ -80,7 +80,8 @@ impl Filesystem for Adapter {
         enable(InitFlags::FUSE_ASYNC_DIO);
         enable(InitFlags::FUSE_HAS_IOCTL_DIR);
         self.no_open = enable(InitFlags::FUSE_NO_OPEN_SUPPORT);
-        self.no_opendir = enable(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        // A directory whose names change must be asked for them anew each time, which only an answer to OPENDIR can say.
+        self.no_opendir = self.volume.lasts(ROOT_INO) == FOREVER && enable(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         if self.volume.has_acls() && !enable(InitFlags::FUSE_POSIX_ACL) {
             // Without it the group bits of a file with an ACL, which hold the ACL's mask, would be taken for its group's.
             tracing::warn!("this kernel does not enforce POSIX ACLs on FUSE mounts: permissions are wider than stored");
@@ -91,17 +92,20 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = name.as_bytes().to_vec();
-        ask!(self, "lookup", parent.0, reply, |volume| volume.lookup(parent.0, &name), |reply: ReplyEntry, found| {
-            match found {
-                Some(attr) => reply.entry(&FOREVER, &file_attr(&attr), Generation(0)),
-                None => reply.entry(&FOREVER, &no_such_entry(), Generation(0)),
+        let (names_last, asked) = (self.volume.lasts(parent.0), Arc::clone(&self.volume));
+        let send = move |reply: ReplyEntry, found: Option<Attr>| match found {
+            Some(attr) => {
+                reply.entry_with_ttls(&asked.lasts(attr.ino), &names_last, &file_attr(&attr), Generation(0));
             }
-        });
+            None => reply.entry(&names_last, &no_such_entry(), Generation(0)),
+        };
+        ask!(self, "lookup", parent.0, reply, |volume| volume.lookup(parent.0, &name), send);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        ask!(self, "getattr", ino.0, reply, |volume| volume.getattr(ino.0), |reply: ReplyAttr, attr| {
-            reply.attr(&FOREVER, &file_attr(&attr));
+        let lasts = self.volume.lasts(ino.0);
+        ask!(self, "getattr", ino.0, reply, |volume| volume.getattr(ino.0), move |reply: ReplyAttr, attr| {
+            reply.attr(&lasts, &file_attr(&attr));
         });
     }
 
@@ -148,9 +152,10 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
-    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         match self.no_opendir {
             true => reply.error(Errno::ENOSYS),
+            false if self.volume.lasts(ino.0) < FOREVER => reply.opened(FileHandle(0), FopenFlags::empty()),
             false => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR),
         }
     }
@@ -185,6 +190,7 @@ impl Filesystem for Adapter {
     fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
         let from = offset.saturating_sub(N_DOTS);
         let max_entries = READDIR_BYTES / DIRENT_PLUS_BYTES;
+        let names_last = self.volume.lasts(ino.0);
         ask!(
             self,
             "readdirplus",
@@ -205,7 +211,9 @@ impl Filesystem for Adapter {
                 }
                 for entry in &listing.entries {
                     let (attr, name) = (file_attr(&entry.attr), OsStr::from_bytes(&entry.name));
-                    if reply.add(attr.ino, N_DOTS + entry.next_offset, name, &FOREVER, &attr, Generation(0)) {
+                    // What is unknown is looked up before it is used for anything.
+                    let lasts = if entry.is_attr_known { names_last } else { Duration::ZERO };
+                    if reply.add(attr.ino, N_DOTS + entry.next_offset, name, &lasts, &attr, Generation(0)) {
                         break;
                     }
                 }

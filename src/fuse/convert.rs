@@ -1,13 +1,8 @@
 //! Our types as fuser's.
 
-use std::time::Duration;
-
 use fuser::{FileAttr, FileType, INodeNo};
 
 use crate::volume::{Attr, FileKind};
-
-/// How long the kernel may keep names and attributes: content never changes, so for longer than any mount lives (136 years).
-pub(super) const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// What stat(2) calls the preferred block size.
 const BLOCK_BYTES: u32 = 4096;

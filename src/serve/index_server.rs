@@ -24,7 +24,7 @@ use super::http::{Answer, Body, Service};
 use crate::digest::Digest;
 use crate::format::index::Index;
 use crate::store::files::ReadWhole;
-use crate::store::{FileInfo, FileStore, FileVersion, StoreError};
+use crate::store::{FileInfo, FileStore, FileVersion, Listed, StoreError, listing};
 
 /// The longest index that is read or taken, in bytes: 26 million chunks, which is more than a TiB in chunks of the usual size.
 const MAX_INDEX_BYTES: u64 = 1 << 30;
@@ -40,6 +40,9 @@ const MAX_CHECKING: usize = 2;
 
 /// What names of archives end with.
 const ARCHIVE_SUFFIX: &str = ".catar";
+
+/// What the names of files in the list end with.
+const LISTED_SUFFIXES: [&str; 3] = [".caibx", ".caidx", ARCHIVE_SUFFIX];
 
 /// The service.
 pub struct IndexServer {
@@ -172,6 +175,25 @@ impl IndexServer {
         Body::Stream { n_bytes, pieces: pieces.boxed() }
     }
 
+    /// What can be asked for by name: the files whose names are those of indexes and archives. Each has the ETag that an answer has, so
+    /// that a reader of the list knows which have changed.
+    async fn list(&self) -> Answer {
+        let listed = match self.files.list("").await {
+            Ok(listed) => listed.unwrap_or_default(),
+            Err(error) => return self.unreadable("the list", &error),
+        };
+        let mut listed: Vec<Listed> = listed
+            .into_iter()
+            .filter(|listed| !listed.is_directory && !listed.name.starts_with('.') && is_listed(&listed.name))
+            .collect();
+        listed.sort_by(|a, b| a.name.cmp(&b.name));
+        for listed in &mut listed {
+            let tag = listed.version.as_ref().map(etag);
+            listed.version = tag.and_then(|tag| Some(FileVersion(tag.to_str().ok()?.to_owned())));
+        }
+        Answer::content("application/json", Body::Bytes(listing::to_json(&listed).into()))
+    }
+
     async fn put(&self, name: &str, body: Bytes) -> Answer {
         if let Err(reason) = check_index(body.clone(), Some(self.digest)).await {
             return Answer::text(StatusCode::UNSUPPORTED_MEDIA_TYPE, format!("{name} is no sound index: {reason}"));
@@ -198,7 +220,11 @@ impl IndexServer {
 
 impl Service for IndexServer {
     fn admit(&self, head: &Parts) -> Result<u64, Box<Answer>> {
-        name_of(head)?;
+        match name_of(head) {
+            Err(_) if is_list(head) => return Ok(0),
+            Err(answer) => return Err(answer),
+            Ok(_) => {}
+        }
         match head.method {
             Method::GET | Method::HEAD => Ok(0),
             Method::PUT if self.is_writable => Ok(MAX_INDEX_BYTES),
@@ -213,12 +239,23 @@ impl Service for IndexServer {
     fn answer<'a>(&'a self, head: &'a Parts, body: Bytes) -> BoxFuture<'a, Answer> {
         Box::pin(async move {
             match (name_of(head), &head.method) {
+                (Err(_), _) if is_list(head) => self.list().await,
                 (Err(answer), _) => *answer,
                 (Ok(name), &Method::PUT) => self.put(&name, body).await,
                 (Ok(name), _) => self.get(&name, head).await,
             }
         })
     }
+}
+
+/// Whether a request is for the list: it reads a path that ends with `/`. As with names, only what is behind the last `/` counts.
+fn is_list(head: &Parts) -> bool {
+    head.uri.path().ends_with('/') && matches!(head.method, Method::GET | Method::HEAD)
+}
+
+/// Whether a file of this name is told of: what a reader could not use is not.
+fn is_listed(name: &str) -> bool {
+    LISTED_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
 }
 
 /// The name that a request is for: the last part of its path, which must be a name and nothing that leads elsewhere.

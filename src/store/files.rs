@@ -51,6 +51,21 @@ pub enum ReadWhole {
     Content(WholeFile),
 }
 
+/// A name in a directory of files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The name, without the directory's: never empty, and without `/`.
+    pub name: String,
+    /// Whether it is a directory.
+    pub is_directory: bool,
+    /// Length of a file in bytes, if the listing tells.
+    pub size: Option<u64>,
+    /// When the file was modified, if the listing tells.
+    pub mtime: Option<SystemTime>,
+    /// The version, where the listing has the same as [`FileStore::stat`].
+    pub version: Option<FileVersion>,
+}
+
 /// Somewhere whole files can be read from, and perhaps written to.
 pub trait FileStore: Debug + Send + Sync {
     /// What to call this place in messages: its location without secrets.
@@ -58,6 +73,14 @@ pub trait FileStore: Debug + Send + Sync {
 
     /// What is known of a file; `None` when there is none.
     fn stat<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<FileInfo>, StoreError>>;
+
+    /// The files and directories in a directory: `""` for the place itself, or names with `/` between them. In no order; `None` when there
+    /// is no such directory. At most [`super::listing::MAX_LISTED`] (more is an error). Here for places that cannot tell.
+    fn list<'a>(&'a self, directory: &'a str) -> BoxFuture<'a, Result<Option<Vec<Listed>>, StoreError>> {
+        let object = if directory.is_empty() { self.name().to_owned() } else { format!("{}/{directory}", self.name()) };
+        let error = StoreError::new(self.name(), object, "what lies here cannot be listed (name an index)");
+        Box::pin(std::future::ready(Err(error)))
+    }
 
     /// Reads a whole file of at most `max_bytes` (a longer one is an error, and is not read to its end).
     fn read_whole<'a>(
@@ -80,9 +103,17 @@ pub trait FileStore: Debug + Send + Sync {
     fn write<'a>(&'a self, file: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>>;
 }
 
+/// What is said of a file of another version.
+const CHANGED: &str = "it was changed while in use; mount it again";
+
 /// The error for a file of another version than the one that is being read.
 pub fn changed(store: &str, object: &str) -> StoreError {
-    StoreError::new(store, object, "it was changed while in use; mount it again")
+    StoreError::new(store, object, CHANGED)
+}
+
+/// Whether an error is that of [`changed`].
+pub fn is_changed(error: &StoreError) -> bool {
+    error.reason == CHANGED
 }
 
 /// The error for a place that cannot be written to.

@@ -9,6 +9,7 @@
 pub(crate) mod client;
 pub(crate) mod exchange;
 mod files;
+mod list;
 
 use std::fmt;
 

@@ -3,18 +3,21 @@
 //! A version is size, modification time in nanoseconds, and inode. It is taken of the open file after the bytes were read: a
 //! file that was changed before or meanwhile has another.
 
+use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use super::StoreError;
 use super::atomic::AtomicFile;
-use super::files::{FileInfo, FileStore, FileVersion, ReadWhole, WholeFile, changed};
+use super::files::{FileInfo, FileStore, FileVersion, Listed, ReadWhole, WholeFile, changed};
+use super::listing::MAX_LISTED;
 use super::local::plain_words;
 
 /// The mode of a file that is written, less the umask.
@@ -145,6 +148,30 @@ impl LocalFiles {
         }
     }
 
+    fn list_now(&self, path: &Path) -> Result<Option<Vec<Listed>>, StoreError> {
+        let entries = match read_directory(path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.error(path, &error)),
+        };
+        // What has no name in UTF-8 cannot be asked for, either.
+        let named = entries.into_iter().filter_map(|(name, listed)| Some((name.into_string().ok()?, listed)));
+        Ok(Some(
+            named
+                .map(|(name, found)| match found {
+                    Found::Directory { mtime } => Listed { name, is_directory: true, size: None, mtime, version: None },
+                    Found::File(info) => Listed {
+                        name,
+                        is_directory: false,
+                        size: Some(info.size),
+                        mtime: info.mtime,
+                        version: info.version,
+                    },
+                })
+                .collect(),
+        ))
+    }
+
     fn write_now(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         let written = AtomicFile::create(path, MODE).and_then(|mut file| {
             file.write_all(bytes)?;
@@ -161,6 +188,21 @@ impl FileStore for LocalFiles {
 
     fn stat<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<FileInfo>, StoreError>> {
         Box::pin(self.blocking(file, |this, path| Ok(this.open_file(path)?.map(|(_, metadata)| info(&metadata)))))
+    }
+
+    fn list<'a>(&'a self, directory: &'a str) -> BoxFuture<'a, Result<Option<Vec<Listed>>, StoreError>> {
+        match directory {
+            "" => {
+                let this = self.clone();
+                Box::pin(async move {
+                    match tokio::task::spawn_blocking(move || this.list_now(&this.root)).await {
+                        Ok(listed) => listed,
+                        Err(error) => Err(StoreError::new(&self.name, &self.name, error)),
+                    }
+                })
+            }
+            _ => Box::pin(self.blocking(directory, |this, path| this.list_now(path))),
+        }
     }
 
     fn read_whole<'a>(
@@ -186,6 +228,59 @@ impl FileStore for LocalFiles {
     fn write<'a>(&'a self, file: &'a str, bytes: Bytes) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(self.blocking(file, move |this, path| this.write_now(path, &bytes)))
     }
+}
+
+/// What lies in a local directory under a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// A directory.
+    Directory {
+        /// When it was modified.
+        mtime: Option<SystemTime>,
+    },
+    /// A regular file, or a symlink to one, with what is known of it.
+    File(FileInfo),
+}
+
+/// What lies in a local directory: directories, regular files and symlinks to such. A symlink to a directory is not among them, since it
+/// may lead to one above. Blocks the calling thread.
+///
+/// # Errors
+/// The directory cannot be read, or has more than [`MAX_LISTED`] names.
+pub fn read_directory(path: &Path) -> io::Result<Vec<(OsString, Found)>> {
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        // What goes away meanwhile, or is a symlink to nowhere, is not there.
+        let found = match kind.is_dir() {
+            true => Found::Directory { mtime: entry.metadata().and_then(|metadata| metadata.modified()).ok() },
+            false => match fs::metadata(entry.path()) {
+                Ok(metadata) if metadata.is_file() => Found::File(info(&metadata)),
+                Ok(_) | Err(_) => continue,
+            },
+        };
+        if entries.len() == MAX_LISTED {
+            return Err(io::Error::other(format!("it has more than {MAX_LISTED} names")));
+        }
+        entries.push((entry.file_name(), found));
+    }
+    Ok(entries)
+}
+
+/// What is known of an open file; `None` when it is not a regular one.
+///
+/// # Errors
+/// What fstat(2) answers.
+pub fn info_of_open(file: &File) -> io::Result<Option<FileInfo>> {
+    let metadata = file.metadata()?;
+    Ok(metadata.is_file().then(|| info(&metadata)))
+}
+
+/// What is known of a local file by now; `None` when there is no such regular file.
+pub fn local_info(path: &Path) -> Option<FileInfo> {
+    let metadata = fs::metadata(path).ok()?;
+    metadata.is_file().then(|| info(&metadata))
 }
 
 fn version(metadata: &Metadata) -> FileVersion {
@@ -233,6 +328,33 @@ mod tests {
         assert!(matches!(files.read_whole("x.caibx", version.as_ref(), 10).await, Ok(ReadWhole::Content(_))));
         let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names, ["x.caibx"], "no temporary file is left");
+    }
+
+    #[tokio::test]
+    async fn a_directory_is_listed_with_what_stat_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = LocalFiles::new(dir.path());
+        fs::create_dir_all(dir.path().join("sub/deep")).unwrap();
+        files.write("x.caibx", Bytes::from_static(b"1234")).await.unwrap();
+        files.write("sub/y.catar", Bytes::from_static(b"12")).await.unwrap();
+        std::os::unix::fs::symlink("x.caibx", dir.path().join("link.caibx")).unwrap();
+        std::os::unix::fs::symlink("..", dir.path().join("sub/up")).unwrap();
+        std::os::unix::fs::symlink("nowhere", dir.path().join("broken.caibx")).unwrap();
+        let names = |listed: Option<Vec<Listed>>| {
+            let mut names: Vec<_> = listed.unwrap().into_iter().map(|one| (one.name, one.is_directory)).collect();
+            names.sort();
+            names
+        };
+        let root = files.list("").await.unwrap();
+        for listed in root.iter().flatten().filter(|listed| !listed.is_directory) {
+            let info = files.stat(&listed.name).await.unwrap().unwrap();
+            assert_eq!((listed.size, listed.mtime, &listed.version), (Some(info.size), info.mtime, &info.version));
+        }
+        assert_eq!(names(root), [("link.caibx".into(), false), ("sub".into(), true), ("x.caibx".into(), false)]);
+        let sub = files.list("sub").await.unwrap();
+        assert_eq!(names(sub), [("deep".into(), true), ("y.catar".into(), false)]);
+        assert_eq!(files.list("none").await, Ok(None));
+        assert!(files.list("../").await.is_err() && files.list("x.caibx").await.is_err());
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@
 //!   a store of it, as [`options`] say; [`layout`] names its objects.
 //! * Where it can lie: [`local`] is a directory (`.castr`), [`local_files`] one of whole files, [`http`] a web server, [`object`] a bucket of
 //!   S3 or Google, [`oci`] a registry, [`sftp`] and [`ssh`] a directory of another machine; [`fault`] is a store that fails on script.
+//! * [`listing`] reads what servers tell of a directory.
 //! * [`router`] asks several in order, [`mirror`] those that have the same chunks: `race` is the loop of both, `health` and
 //!   `latency` what they know about each.
 //! * [`atomic`] writes local files that appear whole; [`retry`] asks again what failed in a way that can pass.
@@ -19,6 +20,7 @@ mod health;
 pub mod http;
 pub(crate) mod latency;
 pub mod layout;
+pub mod listing;
 pub mod local;
 pub mod local_files;
 pub mod location;
@@ -35,7 +37,7 @@ pub mod ssh;
 pub mod tls;
 
 pub use crate::chunk::codec::Form;
-pub use files::{FileInfo, FileStore, FileVersion};
+pub use files::{FileInfo, FileStore, FileVersion, Listed};
 pub use options::{Secret, StoreOptions};
 
 use std::fmt::Debug;

@@ -13,6 +13,7 @@ mod answer;
 mod aws_profile;
 mod connect;
 mod emulator;
+mod list;
 pub mod upgrade;
 
 use std::future::Future;
@@ -28,7 +29,7 @@ use object_store::{Attribute, Attributes, GetOptions, GetRange, GetResult, Objec
 
 use self::access::{Access, Bucket, Way};
 use self::answer::Trouble;
-use super::files::{self, FileInfo, FileStore, FileVersion, ReadWhole, WholeFile};
+use super::files::{self, FileInfo, FileStore, FileVersion, Listed, ReadWhole, WholeFile};
 use super::layout::Layout;
 use super::location::{Location, S3Location};
 use super::retry::{Failure, retry};
@@ -320,6 +321,10 @@ impl FileStore for BucketStore {
 
     fn stat<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<FileInfo>, StoreError>> {
         Box::pin(async move { Ok(self.head(file).await?.map(|meta| info_of(&meta))) })
+    }
+
+    fn list<'a>(&'a self, directory: &'a str) -> BoxFuture<'a, Result<Option<Vec<Listed>>, StoreError>> {
+        Box::pin(self.list_directory(directory))
     }
 
     fn read_whole<'a>(

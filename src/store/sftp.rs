@@ -12,6 +12,7 @@
 
 mod auth;
 mod known_hosts;
+mod list;
 mod pool;
 mod session;
 mod write;
@@ -22,7 +23,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use super::files::{FileInfo, FileStore, FileVersion, ReadWhole, WholeFile, changed};
+use super::files::{FileInfo, FileStore, FileVersion, Listed, ReadWhole, WholeFile, changed};
 use super::layout::Layout;
 use super::location::{Location, SshLocation};
 use super::retry::{Failure, RetryPolicy, retry};
@@ -223,6 +224,10 @@ impl FileStore for SftpStore {
             let stat = session.stat(&path)?;
             Ok(Done::with(stat.as_ref().map(info).transpose()?))
         }))
+    }
+
+    fn list<'a>(&'a self, directory: &'a str) -> BoxFuture<'a, Result<Option<Vec<Listed>>, StoreError>> {
+        Box::pin(self.list_directory(directory))
     }
 
     fn read_whole<'a>(

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use super::files::{ReadWhole, WholeFile, read_only};
+use super::files::{Listed, ReadWhole, WholeFile, read_only};
 use super::location::{Location, SshLocation};
 use super::retry::{Failure, retry};
 use super::{FileInfo, FileStore, FileVersion, Store, StoreError, StoreOptions, Stored};
@@ -159,6 +159,12 @@ impl FileStore for SshStore {
 
     fn stat<'a>(&'a self, file: &'a str) -> BoxFuture<'a, Result<Option<FileInfo>, StoreError>> {
         Box::pin(async move { Err(self.only_whole(file)) })
+    }
+
+    fn list<'a>(&'a self, directory: &'a str) -> BoxFuture<'a, Result<Option<Vec<Listed>>, StoreError>> {
+        let object = if directory.is_empty() { self.name.clone() } else { format!("{}/{directory}", self.name) };
+        let reason = "over ssh:// a directory cannot be listed (use sftp://, or name an index)";
+        Box::pin(std::future::ready(Err(StoreError::new(self.name.clone(), object, reason))))
     }
 
     fn read_whole<'a>(

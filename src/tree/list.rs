@@ -54,7 +54,7 @@ impl Tree {
         let dir = self.dir(node).await?;
         let from_idx = usize::try_from(from_idx).unwrap_or(usize::MAX).min(dir.items.len());
         let window_idx = from_idx / WINDOW_CHILDREN;
-        let window = match self.listings.get(&(node.entry_offset, window_idx)) {
+        let window = match self.room.listings.get(&(self.tree_id, node.entry_offset, window_idx)) {
             Some(window) => window,
             None => self.load_window(&dir, window_idx).await?,
         };
@@ -66,10 +66,10 @@ impl Tree {
 
     /// Number of subdirectories, if the whole directory has been listed and is still known.
     pub fn n_subdirectories_if_known(&self, node: &Node) -> Option<u64> {
-        let dir = self.dirs.get(&node.entry_offset)?;
+        let dir = self.room.dirs.get(&(self.tree_id, node.entry_offset))?;
         let mut n_subdirectories = 0;
         for window_idx in 0..dir.items.len().div_ceil(WINDOW_CHILDREN) {
-            let window = self.listings.get(&(node.entry_offset, window_idx))?;
+            let window = self.room.listings.get(&(self.tree_id, node.entry_offset, window_idx))?;
             n_subdirectories += window.iter().filter(|child| child.node.is_directory()).count() as u64;
         }
         Some(n_subdirectories)
@@ -77,8 +77,8 @@ impl Tree {
 
     async fn load_window(&self, dir: &Dir, window_idx: usize) -> Result<Arc<Vec<Child>>, TreeError> {
         // Never closed, so this always gives a permit.
-        let _permit = self.listing_permits.acquire().await;
-        if let Some(window) = self.listings.get(&(dir.node.entry_offset, window_idx)) {
+        let _permit = self.room.listing_permits.acquire().await;
+        if let Some(window) = self.room.listings.get(&(self.tree_id, dir.node.entry_offset, window_idx)) {
             // Another reader has read it in the meantime.
             return Ok(window);
         }
@@ -89,7 +89,7 @@ impl Tree {
         let mut window = Vec::with_capacity(items.len());
         let mut n_done = 0;
         while n_done < items.len() {
-            let (pinned, n_pinned) = self.blob.pin(&offsets[n_done..], self.pinned_bytes).await?;
+            let (pinned, n_pinned) = self.blob.pin(&offsets[n_done..], self.room.pinned_bytes).await?;
             for (idx, item) in items.iter().enumerate().skip(n_done).take(n_pinned) {
                 if let Some(mut child) = self.read_child(&dir.node, item, Some(&pinned)).await? {
                     child.next_idx = (start + idx + 1) as u64;
@@ -101,7 +101,7 @@ impl Tree {
         let window = Arc::new(window);
         let n_bytes =
             window.iter().map(|child| size_of::<Child>() + child.name.len() + child.node.weight_bytes()).sum();
-        self.listings.put((dir.node.entry_offset, window_idx), Arc::clone(&window), n_bytes);
+        self.room.listings.put((self.tree_id, dir.node.entry_offset, window_idx), Arc::clone(&window), n_bytes);
         Ok(window)
     }
 
@@ -137,7 +137,7 @@ impl Tree {
         if entry_offset > item.end {
             return Err(damaged(&"it is longer than its node"));
         }
-        if let Some(node) = self.nodes.get(&entry_offset) {
+        if let Some(node) = self.room.nodes.get(&(self.tree_id, entry_offset)) {
             return Ok(Some(Child { name, node, next_idx: 0 }));
         }
         let rest = bytes.slice(filename.element_bytes as usize..);
@@ -151,7 +151,7 @@ impl Tree {
             return Err(damaged(&"the file's content does not lie within its node"));
         }
         let node = Arc::new(node);
-        self.nodes.put(entry_offset, Arc::clone(&node), node.weight_bytes());
+        self.room.nodes.put((self.tree_id, entry_offset), Arc::clone(&node), node.weight_bytes());
         Ok(Some(Child { name, node, next_idx: 0 }))
     }
 }

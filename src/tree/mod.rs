@@ -2,6 +2,7 @@
 //!
 //! * [`Node`] is one file; its inode number is where its ENTRY lies in the archive.
 //! * `dir` is a directory's goodbye table, `list` reads its children, `bounded` keeps what was parsed.
+//! * [`TreeRoom`] is what several trees share of that, within one limit.
 //! * [`Tree`] finds: from the last 24 bytes to the root's table, from there by hash to any child (formats.md 4.5).
 //!
 //! Invariants: stateless — an inode number alone finds its file again, by descending to the node that contains the offset, so nothing
@@ -14,6 +15,7 @@ mod list;
 mod node;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
@@ -74,12 +76,36 @@ pub struct Tree {
     blob: Blob,
     root: Arc<Node>,
     feature_flags: FeatureFlags,
-    nodes: Bounded<u64, Arc<Node>>,
-    dirs: Bounded<u64, Arc<Dir>>,
-    listings: Bounded<(u64, usize), Arc<Vec<Child>>>,
+    /// The number of this tree in what it shares with others.
+    tree_id: u64,
+    room: Arc<TreeRoom>,
+}
+
+/// What is kept of one or more trees, within limits for all of them.
+#[derive(Debug)]
+pub struct TreeRoom {
+    /// All by tree and offset of the file's ENTRY.
+    nodes: Bounded<(u64, u64), Arc<Node>>,
+    dirs: Bounded<(u64, u64), Arc<Dir>>,
+    listings: Bounded<(u64, u64, usize), Arc<Vec<Child>>>,
     listing_permits: Semaphore,
     /// Bytes of chunks that one listing may hold.
     pinned_bytes: u64,
+    n_trees: AtomicU64,
+}
+
+impl TreeRoom {
+    /// Room for as much as the configuration says.
+    pub fn new(config: TreeConfig) -> Self {
+        Self {
+            nodes: Bounded::new(config.node_bytes),
+            dirs: Bounded::new(config.table_bytes),
+            listings: Bounded::new(config.listing_bytes),
+            listing_permits: Semaphore::new(list::MAX_LISTINGS),
+            pinned_bytes: config.pinned_bytes / list::MAX_LISTINGS as u64,
+            n_trees: AtomicU64::new(0),
+        }
+    }
 }
 
 impl Tree {
@@ -88,6 +114,23 @@ impl Tree {
     /// # Errors
     /// The bytes cannot be had, or are not an archive.
     pub async fn open(blob: Blob, config: TreeConfig) -> Result<Self, TreeError> {
+        Self::open_in(blob, Arc::new(TreeRoom::new(config))).await
+    }
+
+    /// The root of an archive of `size` bytes of which `blob` has the beginning at least.
+    ///
+    /// # Errors
+    /// The bytes cannot be had or are not an archive; or the root has more metadata than `blob` has bytes.
+    pub async fn root_of(blob: &Blob, size: u64) -> Result<Node, TreeError> {
+        let head = blob.read_some(0, size.min(ENTRY_BYTES) as usize, HEAD_BYTES).await?;
+        Node::new(&*read_node(blob, 0, size, head).await?, 0, 0, size)
+    }
+
+    /// Opens an archive that shares what is kept with others.
+    ///
+    /// # Errors
+    /// Those of [`Tree::open`].
+    pub async fn open_in(blob: Blob, room: Arc<TreeRoom>) -> Result<Self, TreeError> {
         let size = blob.size();
         let head = blob.read_some(0, size.min(ENTRY_BYTES) as usize, HEAD_BYTES).await?;
         let parsed = read_node(&blob, 0, size, head).await?;
@@ -105,11 +148,8 @@ impl Tree {
             blob,
             root,
             feature_flags: parsed.entry.feature_flags,
-            nodes: Bounded::new(config.node_bytes),
-            dirs: Bounded::new(config.table_bytes),
-            listings: Bounded::new(config.listing_bytes),
-            listing_permits: Semaphore::new(list::MAX_LISTINGS),
-            pinned_bytes: config.pinned_bytes / list::MAX_LISTINGS as u64,
+            tree_id: room.n_trees.fetch_add(1, Ordering::Relaxed),
+            room,
         })
     }
 
@@ -136,7 +176,7 @@ impl Tree {
         if ino == ROOT_INO {
             return Ok(Arc::clone(&self.root));
         }
-        match self.nodes.get(&ino) {
+        match self.room.nodes.get(&(self.tree_id, ino)) {
             Some(node) => Ok(node),
             None => self.find_again(node::entry_offset_of(ino)).await,
         }
@@ -149,7 +189,7 @@ impl Tree {
     pub async fn lookup(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Option<Arc<Node>>, TreeError> {
         let Content::Directory { end } = parent.content else { return Err(TreeError::NotADirectory) };
         let hash = catar::name_hash(name);
-        let candidates: Vec<Item> = match self.dirs.get(&parent.entry_offset) {
+        let candidates: Vec<Item> = match self.room.dirs.get(&(self.tree_id, parent.entry_offset)) {
             Some(dir) => dir.candidates(hash).copied().collect(),
             None => {
                 let span = self.span(parent, end).await?;
@@ -226,7 +266,7 @@ impl Tree {
     /// A directory's table.
     async fn dir(&self, node: &Arc<Node>) -> Result<Arc<Dir>, TreeError> {
         let Content::Directory { end } = node.content else { return Err(TreeError::NotADirectory) };
-        if let Some(dir) = self.dirs.get(&node.entry_offset) {
+        if let Some(dir) = self.room.dirs.get(&(self.tree_id, node.entry_offset)) {
             return Ok(dir);
         }
         let span = self.span(node, end).await?;
@@ -235,7 +275,7 @@ impl Tree {
 
     async fn load_dir(&self, node: &Arc<Node>, span: TableSpan) -> Result<Arc<Dir>, TreeError> {
         let dir = Arc::new(Dir::load(&self.blob, Arc::clone(node), span).await?);
-        self.dirs.put(node.entry_offset, Arc::clone(&dir), dir.weight_bytes());
+        self.room.dirs.put((self.tree_id, node.entry_offset), Arc::clone(&dir), dir.weight_bytes());
         Ok(dir)
     }
 

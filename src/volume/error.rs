@@ -22,6 +22,8 @@ pub enum EioSite {
     Deadline = 7,
     /// A panic was caught while answering.
     Panic = 8,
+    /// An index or archive of a directory cannot be opened, or the directory cannot be listed.
+    Unopened = 12,
 }
 
 impl EioSite {
@@ -46,6 +48,12 @@ pub enum VolumeError {
     /// The operation does not fit this kind of file.
     #[error("the operation does not fit this kind of file")]
     Invalid,
+    /// The file was replaced or removed, and what it was cannot be had any more.
+    #[error("{message}")]
+    Stale {
+        /// Which file, and what became of it.
+        message: String,
+    },
     /// The content is not kept here, and no store may be asked.
     #[error("{message}")]
     Offline {
@@ -75,6 +83,7 @@ impl VolumeError {
             Self::NotADirectory => libc::ENOTDIR,
             Self::IsADirectory => libc::EISDIR,
             Self::Invalid => libc::EINVAL,
+            Self::Stale { .. } => libc::ESTALE,
             Self::Offline { .. } => libc::ENETUNREACH,
             Self::Io { .. } => libc::EIO,
         }
@@ -83,9 +92,12 @@ impl VolumeError {
     /// The level to log the answer at: what programs ask for in vain every day is no news.
     pub fn level(&self) -> tracing::Level {
         match self {
-            Self::NotFound | Self::NotADirectory | Self::IsADirectory | Self::Invalid | Self::Offline { .. } => {
-                tracing::Level::DEBUG
-            }
+            Self::NotFound
+            | Self::NotADirectory
+            | Self::IsADirectory
+            | Self::Invalid
+            | Self::Stale { .. }
+            | Self::Offline { .. } => tracing::Level::DEBUG,
             Self::Io { .. } => tracing::Level::WARN,
         }
     }
@@ -94,7 +106,12 @@ impl VolumeError {
     pub fn count(&self, report: &Report) {
         match self {
             Self::Io { site, .. } => report.eio[site.number()].add(1),
-            Self::NotFound | Self::NotADirectory | Self::IsADirectory | Self::Invalid | Self::Offline { .. } => {}
+            Self::NotFound
+            | Self::NotADirectory
+            | Self::IsADirectory
+            | Self::Invalid
+            | Self::Stale { .. }
+            | Self::Offline { .. } => {}
         }
     }
 }

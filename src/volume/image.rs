@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use super::{Answer, Attr, DirEntry, FileKind, Listing, Owners, ROOT_INO, Volume, VolumeError, VolumeStat, own_xattr};
+use super::{Answer, Attr, DirEntry, FileKind, Listing, ROOT_INO, Show, Volume, VolumeError, VolumeStat, own_xattr};
 use crate::blob::Blob;
 use crate::report::Report;
 
@@ -23,8 +23,8 @@ pub struct ImageVolume {
 pub struct ImageConfig {
     /// Name of the file in its directory; `None` when the mountpoint itself is the image.
     pub file_name: Option<Bytes>,
-    /// Owners to show; root when not given.
-    pub owners: Owners,
+    /// How it is shown; what is stored is taken for root's.
+    pub show: Show,
     /// Modification time to show.
     pub mtime: SystemTime,
     /// Where the index lies.
@@ -56,8 +56,8 @@ impl Shared {
             ROOT_INO => (FileKind::Directory, 0o555, 2, 0),
             _ => return Err(VolumeError::NotFound),
         };
-        let Owners { uid, gid } = self.config.owners;
-        let (uid, gid) = (uid.unwrap_or(0), gid.unwrap_or(0));
+        let show = self.config.show;
+        let (permissions, uid, gid) = (show.permissions(permissions), show.uid(0), show.gid(0));
         Ok(Attr { ino, kind, permissions, nlink, uid, gid, size, mtime: self.config.mtime, rdev: 0 })
     }
 
@@ -118,9 +118,12 @@ impl Volume for ImageVolume {
 
     fn readdir(&self, ino: u64, offset: u64, _max_entries: usize) -> Answer<Listing> {
         let image = self.shared.directory(ino).and_then(|()| match &self.shared.config.file_name {
-            Some(name) if offset == 0 => {
-                Ok(vec![DirEntry { name: name.clone(), attr: self.shared.attr(IMAGE_INO)?, next_offset: 1 }])
-            }
+            Some(name) if offset == 0 => Ok(vec![DirEntry {
+                name: name.clone(),
+                attr: self.shared.attr(IMAGE_INO)?,
+                is_attr_known: true,
+                next_offset: 1,
+            }]),
             _ => Ok(Vec::new()),
         });
         ready(image.map(|entries| Listing { parent_ino: ROOT_INO, entries }))

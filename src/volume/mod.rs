@@ -1,25 +1,30 @@
 //! The filesystem without FUSE: what a mount serves, as futures, with errors that know their errno.
 //!
 //! * [`Volume`] is what the kernel can ask of a read-only filesystem.
-//! * [`tree`] serves a directory archive, [`image`] a blob as a file in a directory or as the mountpoint itself.
+//! * [`tree`] serves a directory archive, [`image`] a blob as a file in a directory or as the mountpoint itself, [`collection`] a
+//!   directory of many of both.
+//! * [`show`] is how files are shown, whatever is stored of them.
 //! * [`open`] puts store, cache, blob and tree together for what a user names; [`live`] is what they are while the volume is served.
 //! * [`VolumeError`] carries its errno and the numbered site of every EIO.
 //!
-//! Invariants: a volume is immutable, so that the kernel may keep what it learns for ever; a future that finds all it needs in
+//! Invariants: a volume is immutable, so that the kernel may keep what it learns for ever, but where [`Volume::lasts`] says less; a future that finds all it needs in
 //! memory is ready at its first poll and does no blocking work in a poll; `statfs` never waits.
 
+pub mod collection;
 mod error;
 pub mod image;
 pub mod live;
 pub mod open;
+pub mod show;
 pub mod sources;
 pub mod tree;
 
 pub use error::{EioSite, VolumeError};
 pub use live::{Live, LiveVolume, Part};
+pub use show::Show;
 
 use std::fmt::Debug;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -32,15 +37,6 @@ const OWN_XATTR_PREFIX: &[u8] = b"user.caifs.";
 /// The name after our own prefix.
 fn own_xattr(name: &[u8]) -> Option<&[u8]> {
     name.strip_prefix(OWN_XATTR_PREFIX)
-}
-
-/// Owners shown for every file instead of the stored ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Owners {
-    /// User.
-    pub uid: Option<u32>,
-    /// Group.
-    pub gid: Option<u32>,
 }
 
 /// The type of a file.
@@ -92,6 +88,8 @@ pub struct DirEntry {
     pub name: Bytes,
     /// Attributes of the file it names.
     pub attr: Attr,
+    /// Whether they are known; else only number and type count, and whoever needs more must look the name up.
+    pub is_attr_known: bool,
     /// Where a listing that has seen this entry goes on; opaque.
     pub next_offset: u64,
 }
@@ -114,10 +112,13 @@ pub struct VolumeStat {
     pub n_files: u64,
 }
 
+/// How long the kernel may keep what never changes: for longer than any mount lives (136 years).
+pub const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+
 /// A future of a volume's answer; owns all it needs so that it can move into a task with the reply.
 pub type Answer<T> = BoxFuture<'static, Result<T, VolumeError>>;
 
-/// A read-only, immutable filesystem.
+/// A read-only filesystem.
 pub trait Volume: Debug + Send + Sync {
     /// Attributes of an inode.
     fn getattr(&self, ino: u64) -> Answer<Attr>;
@@ -142,6 +143,11 @@ pub trait Volume: Debug + Send + Sync {
 
     /// chattr(1) flags as `FS_IOC_GETFLAGS` shows them.
     fn inode_flags(&self, ino: u64) -> Answer<u32>;
+
+    /// How long the attributes of an inode hold and, of a directory, what names it has and has not. Known without asking anyone.
+    fn lasts(&self, _ino: u64) -> Duration {
+        FOREVER
+    }
 
     /// Totals, known without asking anyone.
     fn stat(&self) -> VolumeStat;

@@ -9,10 +9,12 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
+use super::collection;
 use super::image::{ImageConfig, ImageVolume};
 use super::sources::Sources;
 use super::tree::TreeVolume;
-use super::{Live, LiveVolume, Owners, Part, Volume};
+use super::{Live, LiveVolume, Part, Show, Volume};
+use crate::blob::replies::Replies;
 use crate::blob::{Blob, ChunkedBlob, FileBlob};
 use crate::config::{MountConfig, SourceConfig};
 use crate::format::index::{Index, Kind, archive_flags, kind_of};
@@ -116,9 +118,21 @@ pub async fn open_blob(
     fetch_timeout: Duration,
     report: &Arc<Report>,
 ) -> Result<Opened, OpenError> {
+    let sources = Sources::open(sources, plan, fetch_timeout, report)?;
+    open_with(&sources, location, &Arc::new(Replies::new(plan.reply_bytes))).await
+}
+
+/// Opens an index or archive from what is open already.
+///
+/// # Errors
+/// Those of [`open_blob`].
+pub(super) async fn open_with(
+    sources: &Sources,
+    location: &FileLocation,
+    replies: &Arc<Replies>,
+) -> Result<Opened, OpenError> {
     let shown = location.to_string();
     let fail = |why: &dyn ToString| OpenError::new(&shown, why.to_string());
-    let sources = Sources::open(sources, plan, fetch_timeout, report)?;
     let claimed = SpecKind::by_suffix(location.file_name());
     let kind = match location {
         FileLocation::Local(path) => kind_of(&local_head(path).map_err(|error| fail(&error))?),
@@ -161,7 +175,7 @@ pub async fn open_blob(
     let index = Index::open(bytes).map_err(|error| fail(&error))?;
     let suggests_archive = index.header().suggests_archive();
     let cache = sources.cache(location)?;
-    let blob = Blob::Chunked(ChunkedBlob::new(index, &shown, cache, plan.reply_bytes));
+    let blob = Blob::Chunked(ChunkedBlob::with_replies(index, &shown, cache, Arc::clone(replies)));
     let kind = match claimed {
         Some(kind) => kind,
         None if suggests_archive || begins_with_archive(&blob).await => SpecKind::ArchiveIndex,
@@ -203,11 +217,14 @@ pub async fn open_volume(
     on_file: bool,
     report: &Arc<Report>,
 ) -> Result<LiveVolume, OpenError> {
+    if location.is_directory() {
+        return collection::open(location, config, on_file, report).await;
+    }
     let plan = MemoryPlan::new(config.memory_bytes);
     // A fetch ends before the read that waits for it, so that the read is answered with the fetch's own reason.
     let fetch_timeout = config.io_timeout.mul_f64(0.9);
     let opened = open_blob(location, &config.sources, &plan, fetch_timeout, report).await?;
-    let owners = Owners { uid: config.show.uid, gid: config.show.gid };
+    let show = Show::new(&config.show);
     let source = location.to_string();
     let live = Arc::new(Live::new(location.clone(), config.clone(), Arc::clone(report)));
     let (kind, blob) = (opened.kind, opened.blob.clone());
@@ -221,13 +238,13 @@ pub async fn open_volume(
             }
         };
         live.add(part(None));
-        let image = ImageConfig { file_name, owners, mtime: opened.mtime, source };
+        let image = ImageConfig { file_name, show, mtime: opened.mtime, source };
         let volume = Arc::new(ImageVolume::new(opened.blob, image, Arc::clone(report)));
         return Ok(LiveVolume { volume, live });
     }
     let tree = Arc::new(open_tree(opened, &plan).await?);
     live.add(part(Some(Arc::clone(&tree))));
-    let volume = TreeVolume::new(tree, owners, source, Arc::clone(report));
+    let volume = TreeVolume::new(tree, show, source, Arc::clone(report));
     if (volume.root_kind() == super::FileKind::Directory) == on_file {
         let why = match on_file {
             true => "a directory tree cannot be mounted on a file",

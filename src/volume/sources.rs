@@ -1,25 +1,30 @@
 //! Where the content of a mount or a verb comes from: stores, what keeps chunks of them, and indexes and archives wherever they lie.
 
+use std::collections::HashMap;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
 
 use super::open::{MemoryPlan, OpenError};
 use crate::blob::source::{IndexBytes, MAX_INDEX_BYTES};
-use crate::cache::blocks::{Blocks, RemoteFile};
+use crate::cache::blocks::{BlockRoom, Blocks, RemoteFile};
 use crate::cache::disk::{DiskConfig, DiskTier};
 use crate::cache::keeper::Keeper;
 use crate::cache::{Cache, CacheConfig, Tiers};
 use crate::config::SourceConfig;
 use crate::digest::Digest;
 use crate::report::Report;
-use crate::store::files::{ReadWhole, WholeFile};
+use crate::store::files::{ReadWhole, WholeFile, is_changed};
+use crate::store::local_files::local_info;
 use crate::store::location::{DEFAULT_STORE_NAME, FileLocation, Location};
 use crate::store::open::{StoreSpec, open_files, open_store_list, open_writable};
 use crate::store::retry::RetryPolicy;
 use crate::store::router::Router;
-use crate::store::{FileInfo, FileStore, FileVersion, Store, StoreError, StoreOptions};
+use crate::store::{FileInfo, FileStore, FileVersion, Listed, Store, StoreError, StoreOptions};
 
 /// What a local cache leaves free when nothing is said, in bytes: enough for a system to go on writing its logs.
 const DEFAULT_KEEP_FREE_BYTES: u64 = 128 << 20;
@@ -29,22 +34,51 @@ const REQUESTS_PER_READ: u32 = 3;
 
 const CACHE_IS_STORE: &str = "it is a store, and cannot be a cache (a cache deletes what is old)";
 
-/// What content is read from.
+/// Stores opened and kept for the next index. More than this are let go of together; indexes that are open keep theirs.
+const MAX_KEPT: usize = 64;
+
+/// The share of the memory that blocks of plain archives get where chunks are read, too: one part in so many.
+const BLOCK_SHARE: u64 = 4;
+
+/// Why a part of a file cannot be had.
 #[derive(Debug)]
-pub struct Sources<'a> {
-    config: &'a SourceConfig,
-    cache_config: CacheConfig,
-    tiers: Tiers,
-    report: Arc<Report>,
+pub enum RangeError {
+    /// The file is another by now.
+    Changed,
+    /// It cannot be read.
+    Failed(OpenError),
 }
 
-impl<'a> Sources<'a> {
+/// What content is read from. What is opened is kept, and everything that is read through it shares one set of limits.
+#[derive(Debug)]
+pub struct Sources {
+    config: Arc<SourceConfig>,
+    cache_config: CacheConfig,
+    block_config: CacheConfig,
+    tiers: Tiers,
+    room: Arc<BlockRoom>,
+    report: Arc<Report>,
+    kept: Mutex<Kept>,
+}
+
+/// What was opened. Never locked over I/O or await.
+#[derive(Debug, Default)]
+struct Kept {
+    /// The cache whose limits all others share.
+    first: Option<Cache>,
+    /// By the stores' texts.
+    caches: HashMap<Vec<String>, Cache>,
+    /// By the text of the directory, and whether its requests may take no longer than a share of a read's time.
+    files: HashMap<(String, bool), (Arc<dyn FileStore>, Duration)>,
+}
+
+impl Sources {
     /// Opens what keeps chunks. Stores are opened when an index needs them.
     ///
     /// # Errors
     /// The cache cannot be opened.
     pub fn open(
-        config: &'a SourceConfig,
+        config: &SourceConfig,
         plan: &MemoryPlan,
         fetch_timeout: Duration,
         report: &Arc<Report>,
@@ -55,7 +89,15 @@ impl<'a> Sources<'a> {
             fetch_timeout,
             is_offline: config.offline,
         };
-        let mut sources = Self { config, cache_config, tiers: Tiers::default(), report: Arc::clone(report) };
+        let mut sources = Self {
+            config: Arc::new(config.clone()),
+            cache_config,
+            block_config: cache_config,
+            tiers: Tiers::default(),
+            room: Arc::new(BlockRoom::new(&cache_config)),
+            report: Arc::clone(report),
+            kept: Mutex::default(),
+        };
         let Some(text) = &config.cache else {
             return match config.offline {
                 true => Err(OpenError::new("offline", "there is no cache to read from (name one with -c)")),
@@ -94,20 +136,32 @@ impl<'a> Sources<'a> {
     /// A store cannot be opened, or none is named and there is no default.
     pub fn cache(&self, location: &FileLocation) -> Result<Cache, OpenError> {
         let fail = |error: StoreError| OpenError::new(&location.to_string(), error);
+        let texts = if self.config.offline { Vec::new() } else { self.stores_or_default(location)? };
+        if let Some(cache) = self.kept().caches.get(&texts) {
+            return Ok(cache.clone());
+        }
         let mut stores: Vec<Arc<dyn Store>> = Vec::new();
         if let Some(keeper) = &self.tiers.keeper {
             stores.push(Arc::clone(keeper.store()) as Arc<dyn Store>);
         }
-        if !self.config.offline {
-            for text in self.stores_or_default(location)? {
-                stores.extend(open_store_list(&[self.resolve(&text)?]).map_err(fail)?);
-            }
+        for text in &texts {
+            stores.extend(open_store_list(&[self.resolve(text)?]).map_err(fail)?);
         }
         let store: Arc<dyn Store> = match stores.len() {
             1 => stores.remove(0),
             _ => Arc::new(Router::new(stores)),
         };
-        Ok(Cache::with_tiers(store, self.tiers.clone(), self.cache_config, Arc::clone(&self.report)))
+        let mut kept = self.kept();
+        let cache = match &kept.first {
+            Some(first) => first.beside(store),
+            None => Cache::with_tiers(store, self.tiers.clone(), self.cache_config, Arc::clone(&self.report)),
+        };
+        kept.first.get_or_insert_with(|| cache.clone());
+        if kept.caches.len() >= MAX_KEPT {
+            kept.caches.clear();
+        }
+        kept.caches.insert(texts, cache.clone());
+        Ok(cache)
     }
 
     /// The bytes of an index, and when it was modified.
@@ -237,7 +291,8 @@ impl<'a> Sources<'a> {
         }
         let mtime = info.mtime.unwrap_or(SystemTime::UNIX_EPOCH);
         let remote = RemoteFile { files, file: name.to_owned(), key, name: shown, info };
-        let blocks = Blocks::new(remote, self.tiers.disk.clone(), self.cache_config, Arc::clone(&self.report));
+        let (disk, report, room) = (self.tiers.disk.clone(), Arc::clone(&self.report), Arc::clone(&self.room));
+        let blocks = Blocks::sharing(remote, disk, self.block_config, report, room);
         Ok((blocks, mtime))
     }
 
@@ -258,7 +313,7 @@ impl<'a> Sources<'a> {
 
     /// Where a remote file lies, and how long a request there may take: no longer than `share`, if one is given. An index may take as long
     /// as the settings allow: its length is not known.
-    fn files(
+    pub(super) fn files(
         &self,
         location: &FileLocation,
         share: Option<Duration>,
@@ -266,15 +321,122 @@ impl<'a> Sources<'a> {
         let FileLocation::Remote { directory, directory_text, .. } = location else {
             return Err(OpenError::new(&location.to_string(), "it does not lie in a store"));
         };
+        let key = (directory_text.clone(), share.is_some());
+        if let Some((files, timeout)) = self.kept().files.get(&key) {
+            return Ok((Arc::clone(files), *timeout));
+        }
         let specs = self.config.settings.resolve(directory_text).map_err(|error| OpenError::new("store", error))?;
         let mut options = specs.first().map(|spec| spec.options.clone()).unwrap_or_default();
         options.request_timeout = options.request_timeout.min(share.unwrap_or(Duration::MAX));
         let opened = open_files(directory, &options).map_err(|error| OpenError::new(&location.to_string(), error))?;
+        let mut kept = self.kept();
+        if kept.files.len() >= MAX_KEPT {
+            kept.files.clear();
+        }
+        kept.files.insert(key, (Arc::clone(&opened), options.request_timeout));
         Ok((opened, options.request_timeout))
     }
 
+    /// The same with other settings of stores from now on: what keeps chunks, and all limits, stay.
+    pub fn with_stores_of(&self, config: &SourceConfig) -> Self {
+        let first = self.kept().first.clone();
+        Self {
+            config: Arc::new(config.clone()),
+            cache_config: self.cache_config,
+            block_config: self.block_config,
+            tiers: self.tiers.clone(),
+            room: Arc::clone(&self.room),
+            report: Arc::clone(&self.report),
+            kept: Mutex::new(Kept { first, ..Kept::default() }),
+        }
+    }
+
+    /// Divides the memory between chunks and blocks of plain archives, for who reads both. To be asked before anything is opened.
+    pub fn divide(&mut self) {
+        let blocks = CacheConfig {
+            memory_bytes: self.cache_config.memory_bytes / BLOCK_SHARE,
+            inflight_bytes: self.cache_config.inflight_bytes / BLOCK_SHARE,
+            ..self.cache_config
+        };
+        self.cache_config.memory_bytes -= blocks.memory_bytes;
+        self.cache_config.inflight_bytes -= blocks.inflight_bytes;
+        self.room = Arc::new(BlockRoom::new(&blocks));
+        self.block_config = blocks;
+    }
+
+    /// The settings of the stores.
+    pub fn config(&self) -> &SourceConfig {
+        &self.config
+    }
+
+    /// What is known of a file by now; `None` when there is none.
+    ///
+    /// # Errors
+    /// Its store cannot tell.
+    pub async fn info(&self, location: &FileLocation) -> Result<Option<FileInfo>, OpenError> {
+        let shown = location.to_string();
+        match location {
+            FileLocation::Local(path) => {
+                let path = path.clone();
+                let looked = tokio::task::spawn_blocking(move || local_info(&path)).await;
+                looked.map_err(|error| OpenError::new(&shown, error))
+            }
+            FileLocation::Remote { name, .. } => {
+                let (files, _) = self.files(location, Some(self.share()))?;
+                match tokio::time::timeout(self.cache_config.fetch_timeout, files.stat(name)).await {
+                    Ok(info) => info.map_err(|error| OpenError::new(&shown, error)),
+                    Err(_) => Err(OpenError::new(&shown, "no answer in time")),
+                }
+            }
+            FileLocation::Stdio => Ok(None),
+        }
+    }
+
+    /// Some bytes of a file of a store, of this version if one is given.
+    ///
+    /// # Errors
+    /// They cannot be read, or the file is another by now.
+    pub async fn range(
+        &self,
+        location: &FileLocation,
+        range: Range<u64>,
+        version: Option<&FileVersion>,
+    ) -> Result<Bytes, RangeError> {
+        let shown = location.to_string();
+        let FileLocation::Remote { name, .. } = location else {
+            return Err(RangeError::Failed(OpenError::new(&shown, "it does not lie in a store")));
+        };
+        let (files, _) = self.files(location, Some(self.share())).map_err(RangeError::Failed)?;
+        match tokio::time::timeout(self.cache_config.fetch_timeout, files.read_range(name, range, version)).await {
+            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Err(error)) if is_changed(&error) => Err(RangeError::Changed),
+            Ok(Err(error)) => Err(RangeError::Failed(OpenError::new(&shown, error))),
+            Err(_) => Err(RangeError::Failed(OpenError::new(&shown, "no answer in time"))),
+        }
+    }
+
+    /// What lies in a directory of a store, `below` the one that the location names; `None` when there is no such directory.
+    ///
+    /// # Errors
+    /// It cannot be listed.
+    pub async fn list(&self, location: &FileLocation, below: &str) -> Result<Option<Vec<Listed>>, OpenError> {
+        let shown = location.to_string();
+        if self.config.offline {
+            return Err(OpenError::new(&shown, "a directory is not kept, and its store is not asked (offline)"));
+        }
+        let (files, _) = self.files(location, None)?;
+        match tokio::time::timeout(self.cache_config.fetch_timeout, files.list(below)).await {
+            Ok(listed) => listed.map_err(|error| OpenError::new(&shown, error)),
+            Err(_) => Err(OpenError::new(&shown, "no answer in time")),
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What one request of a read may take.
-    fn share(&self) -> Duration {
+    pub(super) fn share(&self) -> Duration {
         self.cache_config.fetch_timeout / REQUESTS_PER_READ
     }
 

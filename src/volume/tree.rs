@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use super::{
-    Answer, Attr, DirEntry, EioSite, FileKind, Listing, Owners, ROOT_INO, Volume, VolumeError, VolumeStat, own_xattr,
+    Answer, Attr, DirEntry, EioSite, FileKind, Listing, ROOT_INO, Show, Volume, VolumeError, VolumeStat, own_xattr,
 };
 use crate::blob::BlobError;
 use crate::cache::GetError;
@@ -29,7 +29,7 @@ pub struct TreeVolume {
 #[derive(Debug)]
 struct Shared {
     tree: Arc<Tree>,
-    owners: Owners,
+    show: Show,
     /// What `user.caifs.index` answers: where the archive or its index lies.
     source: String,
     report: Arc<Report>,
@@ -37,8 +37,8 @@ struct Shared {
 
 impl TreeVolume {
     /// A volume over a tree; `source` names the archive or index.
-    pub fn new(tree: Arc<Tree>, owners: Owners, source: String, report: Arc<Report>) -> Self {
-        Self { shared: Arc::new(Shared { tree, owners, source, report }) }
+    pub fn new(tree: Arc<Tree>, show: Show, source: String, report: Arc<Report>) -> Self {
+        Self { shared: Arc::new(Shared { tree, show, source, report }) }
     }
 }
 
@@ -99,6 +99,7 @@ impl Volume for TreeVolume {
                     .map(|child| DirEntry {
                         name: child.name.clone(),
                         attr: shared.attr(&child.node),
+                        is_attr_known: true,
                         next_offset: child.next_idx,
                     })
                     .collect();
@@ -125,7 +126,7 @@ impl Volume for TreeVolume {
         Box::pin(async move {
             let node = shared.tree.node(ino).await?;
             if let Some((_, value)) = node.xattrs.iter().find(|(stored, _)| *stored == name) {
-                return Ok(Some(value.clone()));
+                return Ok(Some(shared.show.xattr(&name, value)));
             }
             shared.own_xattr(&node, &name)
         })
@@ -153,30 +154,8 @@ impl Volume for TreeVolume {
 
 impl Shared {
     fn attr(&self, node: &Node) -> Attr {
-        let (size, rdev) = match &node.content {
-            Content::File { size, .. } => (*size, 0),
-            Content::Symlink(target) => (target.len() as u64, 0),
-            Content::Device { major, minor } => (0, libc::makedev(*major, *minor)),
-            Content::Directory { .. } | Content::Nothing => (0, 0),
-        };
-        let nlink = match node.is_directory() {
-            true => self
-                .tree
-                .n_subdirectories_if_known(node)
-                .map_or(1, |n| u32::try_from(n).map_or(1, |n| n.saturating_add(2))),
-            false => 1,
-        };
-        Attr {
-            ino: node.ino(),
-            kind: kind_of(node),
-            permissions: (node.mode & PERMISSION_BITS) as u16,
-            nlink,
-            uid: self.owners.uid.unwrap_or(node.uid),
-            gid: self.owners.gid.unwrap_or(node.gid),
-            size,
-            mtime: time_of(node.mtime_ns),
-            rdev,
-        }
+        let n_subdirectories = if node.is_directory() { self.tree.n_subdirectories_if_known(node) } else { None };
+        attr_of(node, n_subdirectories, &self.show)
     }
 
     /// The attributes that say what a file is made of. They are answered but not listed, so that a copy does not carry them along.
@@ -195,6 +174,32 @@ impl Shared {
             _ => None,
         };
         Ok(value.map(Bytes::from))
+    }
+}
+
+/// What is shown of a file; of a directory whose subdirectories have not been counted, one name.
+pub(super) fn attr_of(node: &Node, n_subdirectories: Option<u64>, show: &Show) -> Attr {
+    let (size, rdev) = match &node.content {
+        Content::File { size, .. } => (*size, 0),
+        Content::Symlink(target) => (target.len() as u64, 0),
+        Content::Device { major, minor } => (0, libc::makedev(*major, *minor)),
+        Content::Directory { .. } | Content::Nothing => (0, 0),
+    };
+    let nlink = n_subdirectories.map_or(1, |n| u32::try_from(n).map_or(1, |n| n.saturating_add(2)));
+    Attr {
+        ino: node.ino(),
+        kind: kind_of(node),
+        permissions: match node.content {
+            // Nobody looks at those of a symlink, and they are the same everywhere.
+            Content::Symlink(_) => (node.mode & PERMISSION_BITS) as u16,
+            _ => show.permissions((node.mode & PERMISSION_BITS) as u16),
+        },
+        nlink,
+        uid: show.uid(node.uid),
+        gid: show.gid(node.gid),
+        size,
+        mtime: time_of(node.mtime_ns),
+        rdev,
     }
 }
 

@@ -14,7 +14,7 @@ use reqwest::{Method, Response, StatusCode};
 
 use super::exchange::{content_length, http_date, is_missing, text};
 use super::{HttpStore, Object};
-use crate::store::files::{FileInfo, FileStore, FileVersion, ReadWhole, WholeFile, changed};
+use crate::store::files::{FileInfo, FileStore, FileVersion, Listed, ReadWhole, WholeFile, changed};
 use crate::store::retry::{Failure, retry};
 use crate::store::{Store, StoreError};
 
@@ -28,6 +28,10 @@ impl FileStore for HttpStore {
             let object = self.object(file)?;
             retry(self.exchange.retry, |_| self.stat_once(&object)).await
         })
+    }
+
+    fn list<'a>(&'a self, directory: &'a str) -> BoxFuture<'a, Result<Option<Vec<Listed>>, StoreError>> {
+        Box::pin(self.list_directory(directory))
     }
 
     fn read_whole<'a>(

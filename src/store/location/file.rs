@@ -2,7 +2,10 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::secrets::without_secrets;
 use super::{Location, LocationError};
@@ -21,7 +24,7 @@ pub enum FileLocation {
         directory: Location,
         /// The text of `directory`, by which its options are found.
         directory_text: String,
-        /// The name behind the last `/`.
+        /// The name behind the last `/`; or several with `/` between them, of what lies below a directory; empty for the directory itself.
         name: String,
     },
     /// Standard input or output.
@@ -74,6 +77,53 @@ impl FileLocation {
         Ok(Self::Remote { directory, directory_text, name })
     }
 
+    /// Reads the location of a file, or of a directory of files: an existing local one, or a URL that ends with `/`.
+    ///
+    /// # Errors
+    /// It is of an unknown scheme, lacks a part, or is a directory of a kind that has no files.
+    pub fn parse_any(typed: &OsStr) -> Result<Self, LocationError> {
+        let Some(text) = typed.to_str() else { return Self::parse(typed) };
+        let before_query = text.split('?').next().unwrap_or_default();
+        if !before_query.ends_with('/') {
+            return Self::parse(typed);
+        }
+        match Location::parse(text)? {
+            Location::Local(path) => Ok(Self::Local(path)),
+            Location::Oci(_) => Err(LocationError {
+                shown: without_secrets(text),
+                reason: "a registry keeps chunks only, no index or archive".to_owned(),
+            }),
+            directory => {
+                // A query of a web server goes with every request, as the location has it; that of a bucket belongs to its text.
+                let query = if text.starts_with("s3+") { &text[before_query.len()..] } else { "" };
+                let directory_text = format!("{}{query}", before_query.trim_end_matches('/'));
+                Ok(Self::Remote { directory, directory_text, name: String::new() })
+            }
+        }
+    }
+
+    /// Whether it is a directory of files, not a file. Looks at the disk for a local one.
+    pub fn is_directory(&self) -> bool {
+        match self {
+            Self::Local(path) => path.is_dir(),
+            Self::Remote { name, .. } => name.is_empty(),
+            Self::Stdio => false,
+        }
+    }
+
+    /// A file below a directory, by its path there (bytes that are UTF-8 but for a local one).
+    pub fn below(&self, path: &[u8]) -> Self {
+        match self {
+            Self::Local(directory) => Self::Local(directory.join(OsStr::from_bytes(path))),
+            Self::Remote { directory, directory_text, .. } => Self::Remote {
+                directory: directory.clone(),
+                directory_text: directory_text.clone(),
+                name: String::from_utf8_lossy(path).into_owned(),
+            },
+            Self::Stdio => Self::Stdio,
+        }
+    }
+
     /// The last part of the name, by whose suffix its kind is told.
     pub fn file_name(&self) -> &Path {
         match self {
@@ -91,16 +141,24 @@ impl FileLocation {
                 // A path that begins like a URL would be read as one.
                 std::path::absolute(&beside).unwrap_or(beside).to_string_lossy().into_owned()
             }
-            Self::Remote { directory_text, .. } => {
+            Self::Remote { directory_text, name, .. } => {
                 let (before_query, query) = match directory_text.find('?') {
                     Some(at) => directory_text.split_at(at),
                     None => (directory_text.as_str(), ""),
                 };
-                format!("{before_query}/{DEFAULT_STORE_NAME}{query}")
+                let below = name.rsplit_once('/').map_or(String::new(), |(below, _)| format!("/{}", encoded(below)));
+                format!("{before_query}{below}/{DEFAULT_STORE_NAME}{query}")
             }
             Self::Stdio => DEFAULT_STORE_NAME.to_owned(),
         }
     }
+}
+
+/// A path as it stands in a URL.
+fn encoded(path: &str) -> String {
+    /// All but what RFC 3986 calls unreserved, and the slash.
+    const IN_PATH: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+    utf8_percent_encode(path, &IN_PATH).to_string()
 }
 
 /// The location as it may be shown, without secrets.
@@ -111,10 +169,11 @@ impl fmt::Display for FileLocation {
             Self::Remote { directory: Location::Http(url), name, .. } => {
                 let mut shown = url.clone();
                 if let Ok(mut segments) = shown.path_segments_mut() {
-                    segments.pop_if_empty().push(name);
+                    segments.pop_if_empty().extend(name.split('/'));
                 }
                 f.write_str(&without_secrets(shown.as_str()))
             }
+            Self::Remote { directory, name, .. } if name.is_empty() => write!(f, "{directory}/"),
             Self::Remote { directory, name, .. } => write!(f, "{directory}/{name}"),
             Self::Stdio => f.write_str("-"),
         }
@@ -125,7 +184,6 @@ impl fmt::Display for FileLocation {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use std::os::unix::ffi::OsStrExt;
 
     #[test]
     fn files_lie_in_stores() {
@@ -159,6 +217,37 @@ mod tests {
         for wrong in ["http://h/t/", "oci+http://h/r/x.caibx", "ftp://h/x"] {
             assert!(FileLocation::parse(OsStr::new(wrong)).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn directories_end_with_a_slash() {
+        let any = |text: &str| FileLocation::parse_any(OsStr::new(text)).unwrap();
+        for (text, shown, store, below) in [
+            ("http://u:p@h/i/?t=1", "http://u@h/i/?t=1", "http://u:p@h/i", "http://u@h/i/a%20b/x.caibx?t=1"),
+            (
+                "s3+http://h/b/p/?lookup=path",
+                "s3+http://h/b/p/",
+                "s3+http://h/b/p?lookup=path",
+                "s3+http://h/b/p/a b/x.caibx",
+            ),
+            ("gs://b/", "gs://b/", "gs://b", "gs://b/a b/x.caibx"),
+            ("sftp://h/p/", "sftp://h/p/", "sftp://h/p", "sftp://h/p/a b/x.caibx"),
+        ] {
+            let directory = any(text);
+            assert!(directory.is_directory(), "{text}");
+            assert_eq!(directory.to_string(), shown);
+            let file = directory.below(b"a b/x.caibx");
+            assert!(!file.is_directory());
+            assert_eq!(file.to_string(), below);
+            let (path, query) =
+                store.split_once('?').map_or((store, String::new()), |(path, query)| (path, format!("?{query}")));
+            assert_eq!(file.default_store(), format!("{path}/a%20b/default.castr{query}"));
+            assert_eq!(Location::parse(&file.default_store()).is_ok(), true);
+        }
+        assert_eq!(any("/no/such/"), FileLocation::Local("/no/such/".into()));
+        assert!(!any("/no/such/").is_directory() && any("/tmp").is_directory());
+        assert_eq!(any("http://h/x.caibx"), FileLocation::parse(OsStr::new("http://h/x.caibx")).unwrap());
+        assert!(FileLocation::parse_any(OsStr::new("oci+http://h/r/")).is_err());
     }
 
     #[test]

@@ -1,0 +1,111 @@
+//! Buffers of replies that are put together from several chunks, within a limit that blobs can share.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Granularity of the limit, in bytes.
+const PERMIT_BYTES: usize = 1024;
+
+/// The limit, and buffers that are used again.
+#[derive(Debug)]
+pub struct Replies {
+    /// Bytes of replies being put together, in units of [`PERMIT_BYTES`].
+    permits: Arc<Semaphore>,
+    n_permits: u32,
+    spare: Spare,
+}
+
+impl Replies {
+    /// A limit of so many bytes for all replies that are put together at a time.
+    pub fn new(reply_bytes: u64) -> Self {
+        let n_permits =
+            u32::try_from(reply_bytes / PERMIT_BYTES as u64).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
+        let permits = Arc::new(Semaphore::new(n_permits as usize));
+        Self { permits, n_permits, spare: Spare::new(reply_bytes) }
+    }
+
+    /// A buffer for a reply, when there is room; more than the whole limit counts as the whole limit. `None` does not happen: the limit is
+    /// never closed.
+    pub(super) async fn begin(self: &Arc<Self>, n_bytes: usize) -> Option<Reply> {
+        let n_permits = u32::try_from(n_bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX).clamp(1, self.n_permits);
+        let permit = Arc::clone(&self.permits).acquire_many_owned(n_permits).await.ok()?;
+        Some(Reply { bytes: self.spare.take(n_bytes), n_bytes, replies: Arc::clone(self), _permit: permit })
+    }
+}
+
+/// A reply being put together, with its share of the budget; both are given back when the kernel has the bytes.
+#[derive(Debug)]
+pub(super) struct Reply {
+    /// At least `n_bytes`; what is behind them is left from an earlier reply.
+    bytes: Vec<u8>,
+    n_bytes: usize,
+    replies: Arc<Replies>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Reply {
+    /// The bytes to be filled.
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[..self.n_bytes]
+    }
+}
+
+impl AsRef<[u8]> for Reply {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..self.n_bytes]
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        self.replies.spare.give_back(std::mem::take(&mut self.bytes));
+    }
+}
+
+/// Reply buffers for the next read. A fresh buffer costs a page fault every 4 KiB, which is as dear as decompressing its content.
+#[derive(Debug)]
+struct Spare {
+    buffers: Mutex<Vec<Vec<u8>>>,
+    max_buffers: usize,
+}
+
+impl Spare {
+    /// Buffers kept. More replies are rarely put together at once on a few cores.
+    const MAX_BUFFERS: usize = 8;
+
+    /// The largest buffer kept, in bytes: a READ of the kernel is 1 MiB at the most.
+    const MAX_BUFFER_BYTES: usize = 1 << 20;
+
+    /// Keeps at most a quarter of the bytes that replies may take, and one buffer.
+    fn new(reply_bytes: u64) -> Self {
+        let quarter = usize::try_from(reply_bytes / 4).unwrap_or(usize::MAX);
+        let max_buffers = (quarter / Self::MAX_BUFFER_BYTES).clamp(1, Self::MAX_BUFFERS);
+        Self { buffers: Mutex::default(), max_buffers }
+    }
+
+    /// A buffer of at least `n_bytes`, of any content.
+    fn take(&self, n_bytes: usize) -> Vec<u8> {
+        let spare = self.lock().pop();
+        match spare {
+            Some(mut buffer) => {
+                if buffer.len() < n_bytes {
+                    buffer.resize(n_bytes, 0);
+                }
+                buffer
+            }
+            None => vec![0; n_bytes],
+        }
+    }
+
+    fn give_back(&self, buffer: Vec<u8>) {
+        let mut buffers = self.lock();
+        if buffers.len() < self.max_buffers && buffer.len() <= Self::MAX_BUFFER_BYTES {
+            buffers.push(buffer);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,334 @@
+//! Directories of a collection: what was listed of them, and what has changed when they are listed again.
+//!
+//! Invariants: an entry whose file is the same as before stays the same value, with all that is known of it; one whose file was replaced
+//! is a new one; the place of an entry in a listing never changes, so that a reader who goes on after a change misses nothing that was
+//! there all the time, and sees nothing twice.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::names::{EntryKind, shown_names};
+use super::part::Part;
+use crate::store::FileVersion;
+
+/// What a listing told of a file. Two that are equal are taken for the same file.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Stamp {
+    /// Length in bytes.
+    pub(super) size: Option<u64>,
+    /// When it was modified.
+    pub(super) mtime: Option<SystemTime>,
+    /// Its version, where the listing tells the same as the file itself.
+    pub(super) version: Option<FileVersion>,
+}
+
+impl Stamp {
+    /// Whether a file that was replaced would have another stamp.
+    fn tells_changes(&self) -> bool {
+        self.version.is_some() || (self.size.is_some() && self.mtime.is_some())
+    }
+}
+
+/// A name that was listed.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    /// The file's name.
+    pub(super) name: Vec<u8>,
+    /// What it is.
+    pub(super) kind: EntryKind,
+    /// What the listing told of it.
+    pub(super) stamp: Stamp,
+}
+
+/// A file or directory of a directory.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// The file's path below the place that is mounted.
+    pub(super) path: Vec<u8>,
+    /// What it is.
+    pub(super) kind: EntryKind,
+    /// What the listing told of it.
+    pub(super) stamp: Stamp,
+    /// What was found out about it. Never held over I/O or await.
+    known: Mutex<Option<Arc<Part>>>,
+    /// Whether it must be looked at again before that is used.
+    is_stale: AtomicBool,
+    /// Held by who looks at it.
+    pub(super) looking: tokio::sync::Mutex<()>,
+}
+
+impl Entry {
+    /// What was found out about it, if that can be used.
+    pub(super) fn known(&self) -> Option<Arc<Part>> {
+        self.part().filter(|_| !self.is_stale.load(Ordering::Relaxed))
+    }
+
+    /// The same, be it old.
+    pub(super) fn part(&self) -> Option<Arc<Part>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes note of what was found out; gives what was known before, if that was another.
+    pub(super) fn set(&self, part: &Arc<Part>) -> Option<Arc<Part>> {
+        let before = self.known.lock().unwrap_or_else(PoisonError::into_inner).replace(Arc::clone(part));
+        self.is_stale.store(false, Ordering::Relaxed);
+        before.filter(|before| !Arc::ptr_eq(before, part))
+    }
+}
+
+/// A directory.
+#[derive(Debug)]
+pub(super) struct Dir {
+    /// Its path below the place that is mounted, empty for the root.
+    pub(super) path: Vec<u8>,
+    pub(super) ino: u64,
+    pub(super) parent_ino: u64,
+    /// Never held over I/O or await.
+    state: Mutex<State>,
+    /// To be listed again.
+    is_marked: AtomicBool,
+    /// A listing takes longer than anybody waits for it.
+    is_late: AtomicBool,
+    /// Held by who lists it.
+    pub(super) listing: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By their places in a listing: the name that is shown, and the entry.
+    entries: BTreeMap<u64, (Vec<u8>, Arc<Entry>)>,
+    /// Places by the names that are shown.
+    by_name: HashMap<Vec<u8>, u64>,
+    next_place: u64,
+    listed: Option<Instant>,
+    has_failed: bool,
+    /// When the newest of its files was modified.
+    newest: Option<SystemTime>,
+    /// When it was modified itself, if anybody tells.
+    mtime: Option<SystemTime>,
+}
+
+impl Dir {
+    pub(super) fn new(path: Vec<u8>, ino: u64, parent_ino: u64) -> Self {
+        Self {
+            path,
+            ino,
+            parent_ino,
+            state: Mutex::default(),
+            is_marked: AtomicBool::new(false),
+            is_late: AtomicBool::new(false),
+            listing: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Says that it must be listed before it is used again.
+    pub(super) fn mark(&self) {
+        self.is_marked.store(true, Ordering::Relaxed);
+    }
+
+    /// To be asked before it is listed: takes the mark away.
+    pub(super) fn unmark(&self) {
+        self.is_marked.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether what was listed can be used: it is not older than `max_age` (`None` for any age), and nothing is known to have changed.
+    pub(super) fn is_fresh(&self, max_age: Option<Duration>) -> bool {
+        let listed = self.lock().listed;
+        !self.is_marked.load(Ordering::Relaxed)
+            && listed.is_some_and(|at| max_age.is_none_or(|max_age| at.elapsed() < max_age))
+    }
+
+    /// Takes note whether a listing of it is waited for in vain.
+    pub(super) fn set_late(&self, is_late: bool) {
+        self.is_late.store(is_late, Ordering::Relaxed);
+    }
+
+    /// Whether there is something to answer with and no use in waiting for better.
+    pub(super) fn is_late(&self) -> bool {
+        self.is_late.load(Ordering::Relaxed) && self.is_listed()
+    }
+
+    /// Whether it was ever listed.
+    pub(super) fn is_listed(&self) -> bool {
+        self.lock().listed.is_some()
+    }
+
+    /// Takes note that it could not be listed; whether that is news. What was known of it goes on being used for as long as if it had
+    /// been listed.
+    pub(super) fn failed(&self) -> bool {
+        let mut state = self.lock();
+        state.listed = state.listed.and(Some(Instant::now()));
+        !std::mem::replace(&mut state.has_failed, true)
+    }
+
+    /// Takes over what was listed; gives the parts and the directories that are not there any more.
+    pub(super) fn take(&self, mut found: Vec<Found>, keep_suffix: bool) -> Gone {
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        found.dedup_by(|a, b| a.name == b.name);
+        let names: Vec<(&[u8], EntryKind)> = found.iter().map(|found| (found.name.as_slice(), found.kind)).collect();
+        let shown = shown_names(&names, keep_suffix);
+        let newest = found.iter().filter_map(|found| found.stamp.mtime).max();
+        let mut state = self.lock();
+        let mut before: HashMap<Vec<u8>, (u64, Arc<Entry>)> = std::mem::take(&mut state.entries)
+            .into_iter()
+            .map(|(place, (_, entry))| (entry.path.clone(), (place, entry)))
+            .collect();
+        let mut gone = Gone::default();
+        state.by_name.clear();
+        for (found, shown) in found.into_iter().zip(shown) {
+            let path = joined(&self.path, &found.name);
+            let (place, entry) = match before.remove(&path) {
+                Some((place, entry)) if entry.kind == found.kind && entry.stamp == found.stamp => {
+                    if !entry.stamp.tells_changes() && entry.kind != EntryKind::Directory {
+                        entry.is_stale.store(true, Ordering::Relaxed);
+                    }
+                    (place, entry)
+                }
+                Some((place, entry)) => {
+                    // A directory with another time is the same one.
+                    if (entry.kind, found.kind) != (EntryKind::Directory, EntryKind::Directory) {
+                        gone.add(&entry);
+                    }
+                    (place, Arc::new(Entry::new(path, found)))
+                }
+                None => {
+                    state.next_place += 1;
+                    (state.next_place, Arc::new(Entry::new(path, found)))
+                }
+            };
+            state.by_name.insert(shown.clone(), place);
+            state.entries.insert(place, (shown, entry));
+        }
+        before.values().for_each(|(_, entry)| gone.add(entry));
+        (state.listed, state.has_failed, state.newest) = (Some(Instant::now()), false, newest);
+        gone
+    }
+
+    /// The entry that is shown by a name.
+    pub(super) fn get(&self, name: &[u8]) -> Option<Arc<Entry>> {
+        let state = self.lock();
+        let place = state.by_name.get(name)?;
+        state.entries.get(place).map(|(_, entry)| Arc::clone(entry))
+    }
+
+    /// At most `max_entries` behind a place (0 for the start): place, name, entry.
+    pub(super) fn behind(&self, place: u64, max_entries: usize) -> Vec<(u64, Vec<u8>, Arc<Entry>)> {
+        let state = self.lock();
+        let behind = state.entries.range(place.saturating_add(1)..).take(max_entries);
+        behind.map(|(place, (name, entry))| (*place, name.clone(), Arc::clone(entry))).collect()
+    }
+
+    /// How many entries there are.
+    pub(super) fn len(&self) -> usize {
+        self.lock().entries.len()
+    }
+
+    /// When it was modified; where nobody tells, when the newest of its files was.
+    pub(super) fn mtime(&self) -> SystemTime {
+        let state = self.lock();
+        state.mtime.or(state.newest).unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+
+    /// Hears when it was modified.
+    pub(super) fn set_mtime(&self, mtime: Option<SystemTime>) {
+        self.lock().mtime = mtime;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    fn new(path: Vec<u8>, found: Found) -> Self {
+        let (known, is_stale, looking) = (Mutex::default(), AtomicBool::new(false), tokio::sync::Mutex::default());
+        Self { path, kind: found.kind, stamp: found.stamp, known, is_stale, looking }
+    }
+}
+
+/// What is not there any more.
+#[derive(Debug, Default)]
+pub(super) struct Gone {
+    pub(super) parts: Vec<Arc<Part>>,
+    /// By their paths.
+    pub(super) directories: Vec<Vec<u8>>,
+}
+
+impl Gone {
+    fn add(&mut self, entry: &Entry) {
+        self.parts.extend(entry.part());
+        if entry.kind == EntryKind::Directory {
+            self.directories.push(entry.path.clone());
+        }
+    }
+}
+
+/// The path of a name in a directory.
+pub(super) fn joined(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    match directory.is_empty() {
+        true => name.to_vec(),
+        false => [directory, b"/", name].concat(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn found(name: &str, size: Option<u64>) -> Found {
+        let stamp = Stamp { size, mtime: size.map(|_| SystemTime::UNIX_EPOCH), version: None };
+        Found { name: name.into(), kind: EntryKind::of(name.as_bytes(), false).unwrap(), stamp }
+    }
+
+    fn names(dir: &Dir, place: u64, max: usize) -> Vec<(u64, String)> {
+        let behind = dir.behind(place, max).into_iter();
+        behind.map(|(place, name, _)| (place, String::from_utf8(name).unwrap())).collect()
+    }
+
+    #[test]
+    fn a_listing_goes_on_where_it_was_whatever_changes() {
+        let dir = Dir::new(b"d".to_vec(), 5, 1);
+        assert!(!dir.is_listed() && !dir.is_fresh(None));
+        dir.take(vec![found("b.caibx", Some(1)), found("a.caibx", Some(1)), found("c.caibx", Some(1))], false);
+        assert!(
+            dir.is_fresh(None) && dir.is_fresh(Some(Duration::from_secs(3600))) && !dir.is_fresh(Some(Duration::ZERO))
+        );
+        let first = names(&dir, 0, 2);
+        assert_eq!(first, [(1, "a".into()), (2, "b".into())]);
+        let a = dir.get(b"a").unwrap();
+        assert_eq!(a.path, b"d/a.caibx");
+        // One before the place where the reader is comes, one goes, one is replaced.
+        let gone =
+            dir.take(vec![found("0.caibx", Some(1)), found("a.caibx", Some(1)), found("c.caibx", Some(2))], false);
+        assert!(gone.parts.is_empty() && gone.directories.is_empty());
+        assert_eq!(names(&dir, 2, 9), [(3, "c".into()), (4, "0".into())]);
+        assert!(Arc::ptr_eq(&a, &dir.get(b"a").unwrap()));
+        assert!(dir.get(b"b").is_none() && dir.get(b"a.caibx").is_none());
+        dir.mark();
+        assert!(!dir.is_fresh(None) && dir.is_listed());
+        dir.unmark();
+        assert!(dir.is_fresh(None) && dir.failed() && !dir.failed());
+    }
+
+    #[test]
+    fn a_name_is_another_when_a_second_comes_and_its_file_is_the_same() {
+        let dir = Dir::new(Vec::new(), 1, 1);
+        dir.take(vec![found("a.caibx", Some(1))], false);
+        let image = dir.get(b"a").unwrap();
+        dir.take(vec![found("a.caibx", Some(1)), found("a.caidx", Some(1))], false);
+        assert!(dir.get(b"a").is_none() && Arc::ptr_eq(&image, &dir.get(b"a.caibx").unwrap()));
+    }
+
+    #[test]
+    fn what_a_listing_does_not_tell_is_looked_at_again() {
+        let dir = Dir::new(Vec::new(), 1, 1);
+        for (size, is_stale) in [(Some(1), false), (None, true)] {
+            dir.take(vec![found("a.caibx", size)], false);
+            dir.take(vec![found("a.caibx", size)], false);
+            assert_eq!(dir.get(b"a").unwrap().is_stale.load(Ordering::Relaxed), is_stale);
+        }
+    }
+}

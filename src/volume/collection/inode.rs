@@ -1,0 +1,181 @@
+//! Inode numbers of a directory of indexes: the same on every mount of the same files.
+//!
+//! | bits 62 and 61 | what | the lower 61 bits |
+//! |---|---|---|
+//! | 0 | the root, number 1 | 1 |
+//! | 1 | a directory | hash of its path |
+//! | 2 | an image | hash of its index's path and version, and 1 |
+//! | 3 | a file of a tree | hash of the path and version of its index or archive, and the file's number in the tree |
+//!
+//! A file's number in its tree is where it lies in the archive, so a tree has as many numbers as its archive has bytes: a span of them,
+//! that begins at a hash. That spans of two trees meet has the chance of their bytes in 2^61 (1,000 trees of 1 TiB: one in 2,000); the
+//! one that is looked at second then gets another hash, and its numbers depend on the order. An archive of [`MAX_SPAN`] bytes or
+//! more is not taken. Bit 63 is never set, as some programs print these numbers with a sign.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::digest::Digest;
+use crate::tree::ROOT_INO;
+
+const KIND_SHIFT: u32 = 61;
+const HASH_MASK: u64 = (1 << KIND_SHIFT) - 1;
+
+/// The most numbers that one part may have: 2^60.
+pub(super) const MAX_SPAN: u64 = 1 << 60;
+
+/// What a number is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u64)]
+pub(super) enum NumberKind {
+    Directory = 1,
+    Image = 2,
+    Tree = 3,
+}
+
+/// Whether a number is a directory's of the collection itself.
+pub(super) fn is_directory(ino: u64) -> bool {
+    ino == ROOT_INO || ino >> KIND_SHIFT == NumberKind::Directory as u64
+}
+
+/// The number of a directory by its path, empty for the root.
+pub(super) fn directory_ino(path: &[u8]) -> u64 {
+    match path {
+        b"" => ROOT_INO,
+        _ => number(NumberKind::Directory, path, "", 0),
+    }
+}
+
+/// The number before the first of a part, if no other part is in its way.
+pub(super) fn first_base(kind: NumberKind, path: &[u8], version: &str) -> u64 {
+    number(kind, path, version, 0)
+}
+
+fn number(kind: NumberKind, path: &[u8], version: &str, salt: u32) -> u64 {
+    // Neither paths nor versions have a NUL in them.
+    let text = [path, b"\0", version.as_bytes(), b"\0", &salt.to_le_bytes()].concat();
+    let id = Digest::Sha256.id(&text);
+    let hash = id.0.first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    (kind as u64) << KIND_SHIFT | hash & HASH_MASK
+}
+
+/// Something that has a span of numbers.
+pub(super) trait Numbered {
+    /// The number before the first.
+    fn base(&self) -> u64;
+    /// How many there are, one at the least: `base + 1` to `base + span`.
+    fn span(&self) -> u64;
+}
+
+/// Which part has which numbers.
+#[derive(Debug)]
+pub(super) struct Numbers<P> {
+    by_base: BTreeMap<u64, Arc<P>>,
+}
+
+impl<P> Default for Numbers<P> {
+    fn default() -> Self {
+        Self { by_base: BTreeMap::new() }
+    }
+}
+
+impl<P: Numbered> Numbers<P> {
+    /// The part that has a number.
+    pub(super) fn find(&self, ino: u64) -> Option<&Arc<P>> {
+        let (base, part) = self.by_base.range(..ino).next_back()?;
+        (ino - base <= part.span()).then_some(part)
+    }
+
+    /// The part with this base.
+    pub(super) fn at(&self, base: u64) -> Option<&Arc<P>> {
+        self.by_base.get(&base)
+    }
+
+    /// A base from which on `span` numbers are free.
+    pub(super) fn free_base(&self, kind: NumberKind, path: &[u8], version: &str, span: u64) -> u64 {
+        let mut salt = 0;
+        loop {
+            let base = number(kind, path, version, salt);
+            let fits = (base & HASH_MASK) + span <= HASH_MASK;
+            // The last part that begins before the end of the span must end before its beginning.
+            let before = self.by_base.range(..=base + span).next_back();
+            if fits && before.is_none_or(|(other, part)| other + part.span() < base) {
+                return base;
+            }
+            salt += 1;
+        }
+    }
+
+    pub(super) fn insert(&mut self, part: Arc<P>) {
+        self.by_base.insert(part.base(), part);
+    }
+
+    pub(super) fn remove(&mut self, base: u64) {
+        self.by_base.remove(&base);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Span(u64, u64);
+
+    impl Numbered for Span {
+        fn base(&self) -> u64 {
+            self.0
+        }
+
+        fn span(&self) -> u64 {
+            self.1
+        }
+    }
+
+    #[test]
+    fn numbers_are_the_same_everywhere_and_tell_their_kind() {
+        // Fixed for ever: a mount that is taken over by another version of the program keeps its numbers.
+        assert_eq!(directory_ino(b""), 1);
+        let wanted = Digest::Sha256.id(b"a/b\0\0\0\0\0\0").0;
+        let hash = u64::from_le_bytes([
+            wanted[0], wanted[1], wanted[2], wanted[3], wanted[4], wanted[5], wanted[6], wanted[7],
+        ]);
+        assert_eq!(directory_ino(b"a/b"), 1 << 61 | hash & ((1 << 61) - 1));
+        assert!(is_directory(1) && is_directory(directory_ino(b"x")) && !is_directory(2));
+        for kind in [NumberKind::Image, NumberKind::Tree] {
+            let base = first_base(kind, b"x.caibx", "1");
+            assert!(!is_directory(base) && base >> 61 == kind as u64);
+            assert_ne!(base, first_base(kind, b"x.caibx", "2"), "another version is another file");
+            assert_ne!(base, first_base(kind, b"y.caibx", "1"));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_number_belongs_to_two_parts(spans in proptest::collection::vec(1u64..MAX_SPAN / 8, 1..7), probe in any::<u64>()) {
+            let mut numbers = Numbers::default();
+            let mut all = Vec::new();
+            for (i, span) in spans.into_iter().enumerate() {
+                // Spans so large that they often meet.
+                let base = numbers.free_base(NumberKind::Tree, b"x", &i.to_string(), span);
+                prop_assert_eq!(base >> 61, 3);
+                prop_assert_eq!((base + span) >> 61, 3);
+                numbers.insert(Arc::new(Span(base, span)));
+                all.push((base, span));
+            }
+            for (base, span) in &all {
+                for ino in [base + 1, base + span, base + 1 + probe % span] {
+                    let found = numbers.find(ino).map(|part| part.0);
+                    prop_assert_eq!(found, Some(*base));
+                    let owners = all.iter().filter(|(base, span)| ino > *base && ino - base <= *span).count();
+                    prop_assert_eq!(owners, 1);
+                }
+                let outside = base + span + 1;
+                let owner = all.iter().find(|(base, span)| outside > *base && outside - base <= *span);
+                prop_assert_eq!(numbers.find(outside).map(|part| part.0), owner.map(|(base, _)| *base));
+            }
+        }
+    }
+}

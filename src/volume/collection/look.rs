@@ -1,0 +1,395 @@
+//! Looking: directories are listed when they are asked for and what was listed is too old; a file is looked at when its name is looked up.
+
+use std::collections::VecDeque;
+use std::os::unix::ffi::OsStringExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::Shared;
+use super::catalog::{Dir, Entry, Found, Stamp, joined};
+use super::inode::{MAX_SPAN, NumberKind, directory_ino, first_base, is_directory};
+use super::names::EntryKind;
+use super::part::{Facts, Part};
+use super::peek::{PeekError, Peeked, peek};
+use crate::store::location::FileLocation;
+use crate::store::{FileInfo, Listed, local_files};
+use crate::tree::ROOT_INO;
+use crate::volume::open::OpenError;
+use crate::volume::tree::attr_of;
+use crate::volume::{Attr, EioSite, FileKind, VolumeError};
+
+/// How long a directory that was listed before is waited for when it is listed again. What is known of it answers then.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often all directories are searched for a number that nobody knows.
+const SEARCH_PAUSE: Duration = Duration::from_secs(5);
+
+/// The most directories searched for it.
+const MAX_SEARCHED: usize = 10_000;
+
+/// Parts whose files are gone that are remembered by their numbers, beside those that are open.
+const MAX_GONE: usize = 4096;
+
+impl Shared {
+    /// Sees to it that what was listed of a directory can be used.
+    pub(super) async fn freshen(self: &Arc<Self>, dir: &Arc<Dir>) -> Result<(), VolumeError> {
+        if let Some(watch) = &self.watch {
+            watch.look();
+        }
+        if dir.is_fresh(self.max_age) || dir.is_late() {
+            return Ok(());
+        }
+        // In a task, so that the work is not lost when nobody waits for it.
+        let listing = {
+            let (shared, dir) = (Arc::clone(self), Arc::clone(dir));
+            tokio::spawn(async move { shared.list(&dir).await })
+        };
+        let listed = match dir.is_listed() {
+            true => match tokio::time::timeout(PATIENCE, listing).await {
+                Ok(Ok(Err(error))) => {
+                    tracing::debug!("{error}; using what was listed before");
+                    return Ok(());
+                }
+                Ok(listed) => listed,
+                Err(_) => {
+                    dir.set_late(true);
+                    return Ok(());
+                }
+            },
+            false => listing.await,
+        };
+        match listed {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(unopened(&error)),
+            Err(error) => Err(VolumeError::io(EioSite::Unopened, error.to_string())),
+        }
+    }
+
+    /// Lists a directory, unless somebody has just done so.
+    pub(super) async fn list(self: &Arc<Self>, dir: &Arc<Dir>) -> Result<(), OpenError> {
+        let _guard = dir.listing.lock().await;
+        if dir.is_fresh(self.max_age) {
+            return Ok(());
+        }
+        dir.unmark();
+        let found = self.find_entries(dir).await;
+        dir.set_late(false);
+        let found = match found {
+            Ok(Some(found)) => found,
+            // One below that is gone is empty until the one above tells.
+            Ok(None) if dir.ino != ROOT_INO => Vec::new(),
+            Ok(None) => {
+                return self.not_listed(dir, OpenError::new(&self.place.to_string(), "there is no such directory"));
+            }
+            Err(error) => return self.not_listed(dir, error),
+        };
+        let gone = dir.take(found, self.keep_suffix);
+        self.forget(gone.parts);
+        for path in gone.directories {
+            // If it is there again, it is another.
+            if let Some(dir) = self.dirs().get(&directory_ino(&path)) {
+                dir.mark();
+            }
+        }
+        Ok(())
+    }
+
+    fn not_listed(&self, dir: &Dir, error: OpenError) -> Result<(), OpenError> {
+        if dir.is_listed() && dir.failed() {
+            tracing::warn!("{error}; using what was listed before");
+        }
+        Err(error)
+    }
+
+    async fn find_entries(&self, dir: &Arc<Dir>) -> Result<Option<Vec<Found>>, OpenError> {
+        let FileLocation::Local(root) = &self.place else {
+            let below = String::from_utf8_lossy(&dir.path);
+            let listed = self.sources().list(&self.place, &below).await?;
+            return Ok(listed.map(|listed| listed.into_iter().filter_map(found_remote).collect()));
+        };
+        let FileLocation::Local(path) = self.place.below(&dir.path) else { return Ok(None) };
+        let path = if dir.path.is_empty() { root.clone() } else { path };
+        if let Some(watch) = &self.watch {
+            watch.add(&path, dir);
+        }
+        let shown = path.display().to_string();
+        let listing = tokio::task::spawn_blocking(move || {
+            let mtime = path.metadata().and_then(|metadata| metadata.modified());
+            local_files::read_directory(&path).map(|listed| (listed, mtime.ok()))
+        });
+        match listing.await {
+            Ok(Ok((listed, mtime))) => {
+                dir.set_mtime(mtime);
+                Ok(Some(listed.into_iter().filter_map(|(name, found)| found_local(name.into_vec(), found)).collect()))
+            }
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Ok(Err(error)) => Err(OpenError::new(&shown, error)),
+            Err(error) => Err(OpenError::new(&shown, error)),
+        }
+    }
+
+    /// What is known of a file of a directory; `None` when it is not there any more.
+    pub(super) async fn part(
+        self: &Arc<Self>,
+        dir: &Arc<Dir>,
+        name: &[u8],
+        entry: &Entry,
+    ) -> Result<Option<Arc<Part>>, VolumeError> {
+        if let Some(part) = entry.known() {
+            return Ok(Some(part));
+        }
+        let _guard = entry.looking.lock().await;
+        if let Some(part) = entry.known() {
+            return Ok(Some(part));
+        }
+        let (sources, location) = (self.sources(), self.place.below(&entry.path));
+        let info = match &entry.stamp {
+            Stamp { size: Some(size), version: Some(version), mtime } => {
+                FileInfo { size: *size, version: Some(version.clone()), mtime: *mtime, has_ranges: true }
+            }
+            _ => match (sources.info(&location).await, entry.part()) {
+                (Ok(Some(info)), _) => info,
+                (Ok(None), _) => {
+                    dir.mark();
+                    return Ok(None);
+                }
+                (Err(error), Some(part)) => {
+                    tracing::debug!("{error}; taking it for unchanged");
+                    return Ok(Some(part));
+                }
+                (Err(error), None) => return Err(unopened(&error)),
+            },
+        };
+        if let Some(part) = entry.part().filter(|part| part.is_of(&info)) {
+            entry.set(&part);
+            return Ok(Some(part));
+        }
+        let peeked = match peek(&sources, &location, entry.kind, &info, &self.replies, self.must_open).await {
+            Ok(peeked) => peeked,
+            Err(PeekError::Failed(error)) => return Err(unopened(&error)),
+            Err(PeekError::Changed) => {
+                // Whoever asks again finds what is there now; the kernel does so by itself.
+                dir.mark();
+                return Err(VolumeError::Stale { message: format!("{location} was just replaced") });
+            }
+        };
+        let part = self.number(dir, name, entry, location, info, peeked)?;
+        self.forget(entry.set(&part).into_iter().collect());
+        Ok(Some(part))
+    }
+
+    /// Gives a part its numbers: those it had before, if it is the same.
+    fn number(
+        &self,
+        dir: &Dir,
+        name: &[u8],
+        entry: &Entry,
+        location: FileLocation,
+        info: FileInfo,
+        peeked: Peeked,
+    ) -> Result<Arc<Part>, VolumeError> {
+        let Peeked { size, root } = peeked;
+        let (kind, span) = number_kind(entry.kind, size);
+        if span >= MAX_SPAN || i64::try_from(size).is_err() {
+            let why = format!("{location}: it says that it has {size} bytes");
+            return Err(VolumeError::io(EioSite::Unopened, why));
+        }
+        let attr = match &root {
+            Some(root) => attr_of(root, None, &self.show),
+            None => Attr {
+                ino: 0,
+                kind: FileKind::Regular,
+                permissions: self.show.permissions(0o444),
+                nlink: 1,
+                uid: self.show.uid(0),
+                gid: self.show.gid(0),
+                size,
+                mtime: info.mtime.unwrap_or(SystemTime::UNIX_EPOCH),
+                rdev: 0,
+            },
+        };
+        let version = version_text(&info);
+        let mut numbers = self.numbers();
+        let base = first_base(kind, &entry.path, &version);
+        if let Some(known) = numbers.at(base).filter(|known| known.location == location && known.is_of(&info)) {
+            // It was away and is there again.
+            if known.is_gone() {
+                known.set_gone(false);
+                self.size_bytes.fetch_add(size, Ordering::Relaxed);
+            }
+            return Ok(Arc::clone(known));
+        }
+        let base = numbers.free_base(kind, &entry.path, &version, span);
+        let shown = joined(&dir.path, name);
+        let parent_ino = dir.ino;
+        let facts = Facts { shown, parent_ino, location, info, size, attr };
+        let part = Arc::new(Part::new(base, span, facts));
+        numbers.insert(Arc::clone(&part));
+        self.size_bytes.fetch_add(size, Ordering::Relaxed);
+        Ok(part)
+    }
+
+    /// Takes note that the files of some parts are gone. They stay what they are for who has them open.
+    fn forget(&self, parts: Vec<Arc<Part>>) {
+        for part in parts {
+            part.set_gone(true);
+            self.size_bytes.fetch_sub(part.size, Ordering::Relaxed);
+            let mut gone = self.gone();
+            gone.push_back(part.base);
+            if gone.len() > MAX_GONE
+                && let Some(base) = gone.pop_front()
+            {
+                let mut numbers = self.numbers();
+                if numbers.at(base).is_some_and(|part| part.is_gone()) && !self.open.has(base) {
+                    numbers.remove(base);
+                }
+            }
+        }
+    }
+
+    /// The directory at a path.
+    pub(super) fn dir_at(&self, path: &[u8], parent_ino: u64) -> Arc<Dir> {
+        let ino = directory_ino(path);
+        let mut dirs = self.dirs();
+        Arc::clone(dirs.entry(ino).or_insert_with(|| Arc::new(Dir::new(path.to_vec(), ino, parent_ino))))
+    }
+
+    /// The directory of an entry that is one.
+    pub(super) fn dir_of(&self, entry: &Entry, parent_ino: u64) -> Arc<Dir> {
+        let dir = self.dir_at(&entry.path, parent_ino);
+        if entry.stamp.mtime.is_some() {
+            dir.set_mtime(entry.stamp.mtime);
+        }
+        dir
+    }
+
+    /// The directory with a number.
+    pub(super) async fn dir(self: &Arc<Self>, ino: u64) -> Result<Arc<Dir>, VolumeError> {
+        if let Some(dir) = self.dirs().get(&ino) {
+            return Ok(Arc::clone(dir));
+        }
+        self.search(ino).await?;
+        self.dirs().get(&ino).cloned().ok_or_else(|| stale(ino))
+    }
+
+    /// The part that has a number, and the number within it.
+    pub(super) async fn part_of(self: &Arc<Self>, ino: u64) -> Result<(Arc<Part>, u64), VolumeError> {
+        let find = || self.numbers().find(ino).map(|part| (Arc::clone(part), ino - part.base));
+        if let Some(found) = find() {
+            return Ok(found);
+        }
+        self.search(ino).await?;
+        find().ok_or_else(|| stale(ino))
+    }
+
+    /// Looks through all directories for whatever has a number, as after this process has taken the mount over from another one.
+    async fn search(self: &Arc<Self>, ino: u64) -> Result<(), VolumeError> {
+        let mut last_search = self.last_search.lock().await;
+        let is_known = || match is_directory(ino) {
+            true => self.dirs().contains_key(&ino),
+            false => self.numbers().find(ino).is_some(),
+        };
+        if is_known() {
+            return Ok(());
+        }
+        if last_search.is_some_and(|at| at.elapsed() < SEARCH_PAUSE) {
+            return Err(stale(ino));
+        }
+        let mut nearest: Option<(u64, Arc<Dir>, Vec<u8>, Arc<Entry>)> = None;
+        let mut waiting = VecDeque::from([self.dir_at(b"", ROOT_INO)]);
+        let mut n_searched = 0;
+        while let Some(dir) = waiting.pop_front()
+            && n_searched < MAX_SEARCHED
+        {
+            n_searched += 1;
+            if let Err(error) = self.freshen(&dir).await {
+                tracing::debug!("{error}");
+                continue;
+            }
+            for (_, name, entry) in dir.behind(0, usize::MAX) {
+                if entry.kind == EntryKind::Directory {
+                    waiting.push_back(self.dir_of(&entry, dir.ino));
+                    continue;
+                }
+                if is_directory(ino) {
+                    continue;
+                }
+                let base = match (&entry.stamp.version, entry.stamp.size) {
+                    (Some(version), Some(_)) => first_base(number_kind(entry.kind, 0).0, &entry.path, &version.0),
+                    _ => match self.part(&dir, &name, &entry).await {
+                        Ok(Some(part)) => part.base,
+                        Ok(None) | Err(_) => continue,
+                    },
+                };
+                if base < ino && nearest.as_ref().is_none_or(|(nearest, ..)| *nearest < base) {
+                    nearest = Some((base, Arc::clone(&dir), name, entry));
+                }
+            }
+        }
+        if let Some((_, dir, name, entry)) = nearest {
+            self.part(&dir, &name, &entry).await?;
+        }
+        if !is_known() {
+            *last_search = Some(Instant::now());
+        }
+        Ok(())
+    }
+}
+
+/// The attributes of an entry that was not looked at: its type, and the number it will have if that is known, else one that nothing has.
+pub(super) fn unknown_attr(entry: &Entry) -> Attr {
+    let (kind, _) = number_kind(entry.kind, 0);
+    let version = entry.stamp.version.as_ref().map_or("", |version| version.0.as_str());
+    Attr {
+        ino: first_base(kind, &entry.path, version) + 1,
+        kind: if entry.kind == EntryKind::Image { FileKind::Regular } else { FileKind::Directory },
+        // Nobody may do anything with it before it is known.
+        permissions: 0,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        size: 0,
+        mtime: SystemTime::UNIX_EPOCH,
+        rdev: 0,
+    }
+}
+
+pub(super) fn unopened(error: &OpenError) -> VolumeError {
+    VolumeError::io(EioSite::Unopened, error.to_string())
+}
+
+fn stale(ino: u64) -> VolumeError {
+    VolumeError::Stale { message: format!("number {ino} belongs to a file that was removed or replaced") }
+}
+
+/// How a part of a kind is numbered, and how many numbers it needs for so many bytes.
+fn number_kind(kind: EntryKind, size: u64) -> (NumberKind, u64) {
+    match kind {
+        EntryKind::Directory => (NumberKind::Directory, 1),
+        EntryKind::Image => (NumberKind::Image, 1),
+        EntryKind::TreeIndex | EntryKind::Archive => (NumberKind::Tree, size.saturating_add(1)),
+    }
+}
+
+/// The version as it goes into the numbers.
+fn version_text(info: &FileInfo) -> String {
+    info.version.as_ref().map_or_else(|| format!("{} bytes", info.size), |version| version.0.clone())
+}
+
+fn found_remote(listed: Listed) -> Option<Found> {
+    let Listed { name, is_directory, size, mtime, version } = listed;
+    let kind = EntryKind::of(name.as_bytes(), is_directory)?;
+    Some(Found { name: name.into_bytes(), kind, stamp: Stamp { size, mtime, version } })
+}
+
+fn found_local(name: Vec<u8>, found: local_files::Found) -> Option<Found> {
+    let (is_directory, stamp) = match found {
+        local_files::Found::Directory { mtime } => (true, Stamp { mtime, ..Stamp::default() }),
+        local_files::Found::File(info) => {
+            (false, Stamp { size: Some(info.size), mtime: info.mtime, version: info.version })
+        }
+    };
+    let kind = EntryKind::of(&name, is_directory)?;
+    Some(Found { name, kind, stamp })
+}

@@ -1,0 +1,171 @@
+//! Many indexes as one volume: a directory (of this machine, a web server, a bucket, an SFTP server) in which every `.caibx` is a file and
+//! every `.caidx` and `.catar` a directory, with the directories below it.
+//!
+//! * `names` says what is shown, and how it is called; `inode` gives the numbers.
+//! * `catalog` is what was listed; `watch` hears of changes; `look` lists again, and finds out what must be known of a file to show it,
+//!   by `peek`.
+//! * `part` is an index or archive that was looked at, and the few of them that are open; `serve` is the volume.
+//!
+//! A listing opens nothing: what it does not know of a file (the length of an image, the owner of a tree) the kernel asks for when somebody
+//! wants to know. Looking a name up reads the ends of that one index; only using what is in it opens it.
+//!
+//! Directories may change at any time, so the kernel keeps what it knows of them for [`DIRECTORY_LASTS`] only. A file that is replaced is
+//! another one, with another number; the one before can be read on by who has it open, as long as it is among the parts that are open.
+//!
+//! Invariants: all parts share one cache, one set of limits and one memory budget; a number means the same file for as long as it means
+//! anything; a file that cannot be opened is shown, and is an error to whoever uses it, and to nobody else.
+
+mod catalog;
+mod inode;
+mod look;
+mod names;
+mod part;
+mod peek;
+mod serve;
+mod watch;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use self::catalog::Dir;
+use self::inode::Numbers;
+use self::part::{OpenParts, Part};
+use self::watch::Watch;
+use super::open::{MemoryPlan, OpenError};
+use super::sources::Sources;
+use super::{Live, LiveVolume, Show};
+use crate::blob::replies::Replies;
+use crate::config::MountConfig;
+use crate::report::Report;
+use crate::store::location::FileLocation;
+use crate::tree::{ROOT_INO, TreeRoom};
+
+/// How long the kernel may keep what a directory has and has not.
+pub const DIRECTORY_LASTS: Duration = Duration::from_secs(1);
+
+/// How old a listing may be where nothing tells of changes, when nothing else is said.
+pub const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The part of the memory that is for the indexes of open parts: one in so many.
+const INDEX_SHARE: u64 = 16;
+
+/// A directory of indexes and archives.
+#[derive(Debug, Clone)]
+pub struct Collection {
+    shared: Arc<Shared>,
+}
+
+/// Locks are never held over I/O or await, and none while another is taken, but for `gone` before `numbers`.
+#[derive(Debug)]
+struct Shared {
+    /// The directory.
+    place: FileLocation,
+    live: Arc<Live>,
+    /// Replaced when settings change.
+    sources: Mutex<Arc<Sources>>,
+    replies: Arc<Replies>,
+    trees: Arc<TreeRoom>,
+    show: Show,
+    keep_suffix: bool,
+    /// How old a listing may be; `None` for any age.
+    max_age: Option<Duration>,
+    /// Nothing of an index is believed before all of it was verified.
+    must_open: bool,
+    report: Arc<Report>,
+    watch: Option<Watch>,
+    dirs: Mutex<HashMap<u64, Arc<Dir>>>,
+    numbers: Mutex<Numbers<Part>>,
+    /// The bases of parts whose files are gone, the oldest first.
+    gone: Mutex<VecDeque<u64>>,
+    open: OpenParts,
+    /// Bytes of the parts that were looked at.
+    size_bytes: AtomicU64,
+    /// When a number was searched for in vain.
+    last_search: tokio::sync::Mutex<Option<Instant>>,
+}
+
+/// Opens a directory of indexes and lists it.
+///
+/// # Errors
+/// It cannot be listed; the cache cannot be opened; or an option is for one index only.
+pub async fn open(
+    place: &FileLocation,
+    config: &MountConfig,
+    on_file: bool,
+    report: &Arc<Report>,
+) -> Result<LiveVolume, OpenError> {
+    let fail = |why: &str| OpenError::new(&place.to_string(), why);
+    if on_file {
+        return Err(fail("a directory of indexes cannot be mounted on a file"));
+    }
+    if config.trust.index_sha256.is_some() {
+        return Err(fail("index-sha256 is for one index, and this is a directory of them (use verify-key)"));
+    }
+    if config.keep.backing.as_ref().is_some_and(|file| file != "auto") {
+        return Err(fail("backing=FILE is for one image, and this is a directory of them"));
+    }
+    let mut plan = MemoryPlan::new(config.memory_bytes);
+    let index_bytes = config.memory_bytes / INDEX_SHARE;
+    plan.memory_tier_bytes = plan.memory_tier_bytes.saturating_sub(index_bytes);
+    // As for a single index: a fetch ends before the read that waits for it.
+    let mut sources = Sources::open(&config.sources, &plan, config.io_timeout.mul_f64(0.9), report)?;
+    let is_local = matches!(place, FileLocation::Local(_));
+    if !is_local {
+        sources.divide();
+    }
+    let live = Arc::new(Live::new(place.clone(), config.clone(), Arc::clone(report)));
+    let poll_interval = config.show.poll_interval.unwrap_or(DEFAULT_POLL_INTERVAL);
+    let shared = Arc::new(Shared {
+        place: place.clone(),
+        live: Arc::clone(&live),
+        sources: Mutex::new(Arc::new(sources)),
+        replies: Arc::new(Replies::new(plan.reply_bytes)),
+        trees: Arc::new(TreeRoom::new(plan.tree)),
+        show: Show::new(&config.show),
+        keep_suffix: config.show.keep_suffix,
+        max_age: Some(poll_interval).filter(|interval| !interval.is_zero()),
+        must_open: config.trust.verify_key.is_some(),
+        report: Arc::clone(report),
+        watch: if is_local { Watch::new() } else { None },
+        dirs: Mutex::default(),
+        numbers: Mutex::default(),
+        gone: Mutex::default(),
+        open: OpenParts::new(usize::try_from(index_bytes).unwrap_or(usize::MAX)),
+        size_bytes: AtomicU64::new(0),
+        last_search: tokio::sync::Mutex::default(),
+    });
+    let root = shared.dir_at(b"", ROOT_INO);
+    shared.list(&root).await?;
+    Ok(LiveVolume { volume: Arc::new(Collection { shared }), live })
+}
+
+impl Shared {
+    /// What parts are read from, by the settings in force.
+    fn sources(&self) -> Arc<Sources> {
+        let config = self.live.config();
+        let mut sources = lock(&self.sources);
+        if *sources.config() != config.sources {
+            *sources = Arc::new(sources.with_stores_of(&config.sources));
+        }
+        Arc::clone(&sources)
+    }
+
+    fn dirs(&self) -> MutexGuard<'_, HashMap<u64, Arc<Dir>>> {
+        lock(&self.dirs)
+    }
+
+    fn numbers(&self) -> MutexGuard<'_, Numbers<Part>> {
+        lock(&self.numbers)
+    }
+
+    fn gone(&self) -> MutexGuard<'_, VecDeque<u64>> {
+        lock(&self.gone)
+    }
+}
+
+/// A panic cannot leave half of a change here that would matter.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,264 @@
+//! A collection as a volume: what is asked of a directory is answered here, the rest by the part that has the number.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::look::{unknown_attr, unopened};
+use super::names::EntryKind;
+use super::part::{OpenPart, Part};
+use super::{Collection, DIRECTORY_LASTS, Dir, Shared, inode};
+use crate::blob::Blob;
+use crate::blob::source::IndexBytes;
+use crate::tree::{ROOT_INO, Tree};
+use crate::volume::image::{ImageConfig, ImageVolume};
+use crate::volume::open::{SpecKind, open_with};
+use crate::volume::tree::TreeVolume;
+use crate::volume::{
+    Answer, Attr, DirEntry, FOREVER, FileKind, Listing, Part as LivePart, Volume, VolumeError, VolumeStat, own_xattr,
+};
+
+/// Permission bits of a directory of the collection, less the umask.
+const DIRECTORY_PERMISSIONS: u16 = 0o555;
+
+/// Asks the part that has the number, opening it if need be.
+macro_rules! ask_part {
+    ($self:ident, $ino:ident, |$volume:ident, $inner:ident| $call:expr) => {{
+        let shared = Arc::clone(&$self.shared);
+        Box::pin(async move {
+            let (part, $inner) = shared.part_of($ino).await?;
+            let open = shared.open_part(&part).await?;
+            let $volume = &open.volume;
+            $call.await
+        })
+    }};
+}
+
+/// An answer that is known already.
+fn ready<T: Send + 'static>(answer: Result<T, VolumeError>) -> Answer<T> {
+    Box::pin(std::future::ready(answer))
+}
+
+impl Volume for Collection {
+    fn getattr(&self, ino: u64) -> Answer<Attr> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move {
+            if inode::is_directory(ino) {
+                let dir = shared.dir(ino).await?;
+                // A listing that fails is told by who reads it.
+                drop(shared.freshen(&dir).await);
+                return Ok(shared.directory_attr(&dir));
+            }
+            let (part, inner) = shared.part_of(ino).await?;
+            if inner == ROOT_INO {
+                return Ok(part.attr.clone());
+            }
+            let open = shared.open_part(&part).await?;
+            open.volume.getattr(inner).await.map(|attr| outer(&part, attr))
+        })
+    }
+
+    fn lookup(&self, parent: u64, name: &[u8]) -> Answer<Option<Attr>> {
+        let (shared, name) = (Arc::clone(&self.shared), name.to_vec());
+        Box::pin(async move {
+            if !inode::is_directory(parent) {
+                let (part, inner) = shared.part_of(parent).await?;
+                let open = shared.open_part(&part).await?;
+                let found = open.volume.lookup(inner, &name).await?;
+                return Ok(found.map(|attr| outer(&part, attr)));
+            }
+            let dir = shared.dir(parent).await?;
+            shared.freshen(&dir).await?;
+            let Some(entry) = dir.get(&name) else { return Ok(None) };
+            if entry.kind == EntryKind::Directory {
+                return Ok(Some(shared.directory_attr(&shared.dir_of(&entry, parent))));
+            }
+            let part = shared.part(&dir, &name, &entry).await?;
+            Ok(part.map(|part| part.attr.clone()))
+        })
+    }
+
+    fn readlink(&self, ino: u64) -> Answer<Bytes> {
+        match inode::is_directory(ino) {
+            true => ready(Err(VolumeError::Invalid)),
+            false => ask_part!(self, ino, |volume, inner| volume.readlink(inner)),
+        }
+    }
+
+    fn read(&self, ino: u64, offset: u64, len: u32) -> Answer<Bytes> {
+        match inode::is_directory(ino) {
+            true => ready(Err(VolumeError::IsADirectory)),
+            false => ask_part!(self, ino, |volume, inner| volume.read(inner, offset, len)),
+        }
+    }
+
+    fn readdir(&self, ino: u64, offset: u64, max_entries: usize) -> Answer<Listing> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move {
+            if !inode::is_directory(ino) {
+                let (part, inner) = shared.part_of(ino).await?;
+                let open = shared.open_part(&part).await?;
+                let mut listing = open.volume.readdir(inner, offset, max_entries).await?;
+                listing.parent_ino = match inner {
+                    ROOT_INO => part.parent_ino,
+                    _ => part.base + listing.parent_ino,
+                };
+                for entry in &mut listing.entries {
+                    entry.attr.ino += part.base;
+                }
+                return Ok(listing);
+            }
+            let dir = shared.dir(ino).await?;
+            shared.freshen(&dir).await?;
+            let behind = dir.behind(offset, max_entries).into_iter();
+            let entries = behind.map(|(place, name, entry)| {
+                let known = match entry.kind {
+                    EntryKind::Directory => Some(shared.directory_attr(&shared.dir_of(&entry, ino))),
+                    _ => entry.known().map(|part| part.attr.clone()),
+                };
+                let is_attr_known = known.is_some();
+                let attr = known.unwrap_or_else(|| unknown_attr(&entry));
+                DirEntry { name: name.into(), attr, is_attr_known, next_offset: place }
+            });
+            Ok(Listing { parent_ino: dir.parent_ino, entries: entries.collect() })
+        })
+    }
+
+    fn listxattr(&self, ino: u64, privileged: bool) -> Answer<Vec<Bytes>> {
+        match inode::is_directory(ino) {
+            true => ready(Ok(Vec::new())),
+            false => ask_part!(self, ino, |volume, inner| volume.listxattr(inner, privileged)),
+        }
+    }
+
+    fn getxattr(&self, ino: u64, name: &[u8]) -> Answer<Option<Bytes>> {
+        let name = name.to_vec();
+        if !inode::is_directory(ino) {
+            return ask_part!(self, ino, |volume, inner| volume.getxattr(inner, &name));
+        }
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move {
+            let dir = shared.dir(ino).await?;
+            let is_root = dir.ino == ROOT_INO;
+            let value = match own_xattr(&name) {
+                Some(b"index") if is_root => Some(shared.place.to_string()),
+                Some(b"index") => Some(shared.place.below(&dir.path).to_string()),
+                Some(b"parts") if is_root => Some(shared.open.len().to_string()),
+                Some(b"fetches") if is_root => Some(shared.report.n_fetches.get().to_string()),
+                Some(b"eio") if is_root => Some(shared.report.eio_text()),
+                _ => None,
+            };
+            Ok(value.map(Bytes::from))
+        })
+    }
+
+    fn inode_flags(&self, ino: u64) -> Answer<u32> {
+        match inode::is_directory(ino) {
+            true => ready(Ok(0)),
+            false => ask_part!(self, ino, |volume, inner| volume.inode_flags(inner)),
+        }
+    }
+
+    fn lasts(&self, ino: u64) -> Duration {
+        match inode::is_directory(ino) {
+            true => DIRECTORY_LASTS,
+            // What a part shows never changes: a file that is replaced is a part of its own.
+            false => FOREVER,
+        }
+    }
+
+    fn stat(&self) -> VolumeStat {
+        let n_files = self.shared.dirs().get(&ROOT_INO).map_or(0, |dir| dir.len() as u64);
+        VolumeStat { size_bytes: self.shared.size_bytes.load(Ordering::Relaxed), n_files }
+    }
+
+    fn has_acls(&self) -> bool {
+        // Any tree that comes may have them.
+        true
+    }
+
+    fn root_kind(&self) -> FileKind {
+        FileKind::Directory
+    }
+}
+
+/// Attributes as the part has them, with the number that they have here.
+fn outer(part: &Part, attr: Attr) -> Attr {
+    Attr { ino: part.base + attr.ino, ..attr }
+}
+
+impl Shared {
+    fn directory_attr(&self, dir: &Dir) -> Attr {
+        Attr {
+            ino: dir.ino,
+            kind: FileKind::Directory,
+            permissions: self.show.permissions(DIRECTORY_PERMISSIONS),
+            // Its subdirectories are not counted.
+            nlink: 1,
+            uid: self.show.uid(0),
+            gid: self.show.gid(0),
+            size: 0,
+            mtime: dir.mtime(),
+            rdev: 0,
+        }
+    }
+
+    /// Opens a part, if it is not open.
+    pub(super) async fn open_part(self: &Arc<Self>, part: &Arc<Part>) -> Result<Arc<OpenPart>, VolumeError> {
+        if let Some(open) = self.open.get(part.base) {
+            return Ok(open);
+        }
+        let _guard = part.opening.lock().await;
+        if let Some(open) = self.open.get(part.base) {
+            return Ok(open);
+        }
+        let sources = self.sources();
+        let opened = open_with(&sources, &part.location, &self.replies).await;
+        // Looked at behind the reading: a file that is the same then was the same before, since versions do not come again.
+        let is_same = match sources.info(&part.location).await {
+            Ok(info) => info.is_some_and(|info| part.is_of(&info)),
+            // Its store is away, and what is kept of it was opened.
+            Err(_) => opened.as_ref().is_ok_and(|opened| opened.mtime == part.mtime()),
+        };
+        if !is_same || opened.as_ref().is_ok_and(|opened| opened.blob.size() != part.size) {
+            if let Some(dir) = self.dirs().get(&part.parent_ino) {
+                dir.mark();
+            }
+            let message = format!("{} was removed or replaced", part.location);
+            return Err(VolumeError::Stale { message });
+        }
+        let opened = opened.map_err(|error| unopened(&error))?;
+        let (source, report) = (part.location.to_string(), Arc::clone(&self.report));
+        let index_bytes = match &opened.blob {
+            Blob::Chunked(blob) => match blob.index().source() {
+                IndexBytes::Copied(bytes) => bytes.len(),
+                IndexBytes::Mapped(_) => 0,
+            },
+            Blob::File(_) | Blob::Remote(_) => 0,
+        };
+        let (kind, blob) = (opened.kind, opened.blob);
+        let (volume, tree): (Arc<dyn Volume>, _) = match kind {
+            SpecKind::BlobIndex => {
+                let config = ImageConfig { file_name: None, show: self.show, mtime: part.mtime(), source };
+                (Arc::new(ImageVolume::new(blob.clone(), config, report)), None)
+            }
+            SpecKind::ArchiveIndex | SpecKind::Archive => {
+                let tree = Tree::open_in(blob.clone(), Arc::clone(&self.trees)).await;
+                let tree = Arc::new(tree.map_err(VolumeError::from)?);
+                (Arc::new(TreeVolume::new(Arc::clone(&tree), self.show, source, report)), Some(tree))
+            }
+        };
+        self.live.remove(&part.shown);
+        self.live.add(LivePart { path: part.shown.clone(), location: part.location.clone(), kind, blob, tree });
+        let open = Arc::new(OpenPart { part: Arc::clone(part), volume, index_bytes });
+        for closed in self.open.insert(Arc::clone(&open)) {
+            // Of two of the same path, one of which was replaced, the newer is told of.
+            if !self.open.is_shown(&closed.part.shown) {
+                self.live.remove(&closed.part.shown);
+            }
+        }
+        Ok(open)
+    }
+}
