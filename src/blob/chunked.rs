@@ -5,17 +5,15 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 
 use super::BlobError;
 use super::source::IndexBytes;
+use crate::cache::budget::{Budget, BudgetUse, Share};
+use crate::cache::touched::Touched;
 use crate::cache::{Cache, Want};
 use crate::chunk::Chunk;
 use crate::digest::Digest;
 use crate::format::index::{Index, IndexError, Item};
-
-/// Granularity of the reply budget, in bytes.
-const PERMIT_BYTES: usize = 1024;
 
 /// A blob over an index and a cache.
 #[derive(Debug, Clone)]
@@ -31,10 +29,11 @@ struct Shared {
     name: String,
     digest: Digest,
     cache: Cache,
-    /// Bounds the bytes of replies being put together, in units of [`PERMIT_BYTES`].
-    replies: Arc<Semaphore>,
-    n_reply_permits: u32,
+    /// Bounds the bytes of replies being put together.
+    replies: Arc<Budget>,
     spare: Spare,
+    /// Which parts were read since it was opened.
+    touched: Touched,
 }
 
 /// A part of a read: a chunk, and which of its bytes are wanted.
@@ -49,17 +48,16 @@ impl ChunkedBlob {
     /// A blob over an index whose chunks come from `cache`. `name` is what messages call the index; `reply_bytes` bounds the
     /// buffers of reads that span chunks.
     pub fn new(index: Index<IndexBytes>, name: &str, cache: Cache, reply_bytes: u64) -> Self {
-        let n_reply_permits =
-            u32::try_from(reply_bytes / PERMIT_BYTES as u64).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
+        let touched = Touched::new(index.blob_size(), index.n_chunks() as u64);
         let shared = Shared {
             digest: index.header().digest(),
             size: index.blob_size(),
             index,
             name: name.to_owned(),
             cache,
-            replies: Arc::new(Semaphore::new(n_reply_permits as usize)),
-            n_reply_permits,
+            replies: Budget::new(reply_bytes),
             spare: Spare::new(reply_bytes),
+            touched,
         };
         Self { shared: Arc::new(shared) }
     }
@@ -74,6 +72,21 @@ impl ChunkedBlob {
         &self.shared.index
     }
 
+    /// The bytes of replies being put together, as a share of what they may have.
+    pub fn reply_use(&self) -> BudgetUse {
+        self.shared.replies.usage()
+    }
+
+    /// Replies being put together may have so many bytes from now on.
+    pub fn set_reply_bytes(&self, reply_bytes: u64) {
+        self.shared.replies.set_limit(reply_bytes);
+    }
+
+    /// Which parts were read since it was opened.
+    pub fn touched(&self) -> &Touched {
+        &self.shared.touched
+    }
+
     /// Where the chunks come from.
     pub fn cache(&self) -> &Cache {
         &self.shared.cache
@@ -83,6 +96,7 @@ impl ChunkedBlob {
     pub(super) async fn read_at(&self, offset: u64, n_bytes: usize) -> Result<Bytes, BlobError> {
         let shared = &self.shared;
         let pieces = shared.pieces(offset, n_bytes)?;
+        shared.touched.mark(offset, n_bytes as u64);
         if let [piece] = pieces.as_slice() {
             // The usual small read: no buffer, no copy.
             let chunk = match shared.cache.peek(&piece.want) {
@@ -91,10 +105,7 @@ impl ChunkedBlob {
             };
             return Ok(chunk.plain().slice(piece.range.clone()));
         }
-        let n_permits =
-            u32::try_from(n_bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX).clamp(1, shared.n_reply_permits);
-        let permit =
-            Arc::clone(&shared.replies).acquire_many_owned(n_permits).await.map_err(|_| BlobError::Abandoned)?;
+        let share = shared.replies.take(n_bytes as u64).await;
         let mut starts = Vec::with_capacity(pieces.len());
         let mut n_placed = 0;
         for piece in &pieces {
@@ -102,8 +113,7 @@ impl ChunkedBlob {
             n_placed += piece.range.len();
         }
         let wants: Vec<Want> = pieces.iter().map(|piece| piece.want).collect();
-        let mut reply =
-            Reply { bytes: shared.spare.take(n_bytes), n_bytes, shared: Arc::clone(shared), _permit: permit };
+        let mut reply = Reply { bytes: shared.spare.take(n_bytes), n_bytes, shared: Arc::clone(shared), _share: share };
         let copy = |piece_idx: usize, chunk: Chunk| {
             let range = &pieces[piece_idx].range;
             reply.bytes[starts[piece_idx]..][..range.len()].copy_from_slice(&chunk.plain()[range.clone()]);
@@ -132,6 +142,7 @@ impl ChunkedBlob {
                 if n_bytes > max_bytes && !items.is_empty() {
                     break;
                 }
+                shared.touched.mark(item.start, item.end - item.start);
                 items.push(item);
             }
             n_offsets += 1;
@@ -165,7 +176,7 @@ struct Reply {
     bytes: Vec<u8>,
     n_bytes: usize,
     shared: Arc<Shared>,
-    _permit: tokio::sync::OwnedSemaphorePermit,
+    _share: Share,
 }
 
 impl AsRef<[u8]> for Reply {

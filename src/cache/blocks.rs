@@ -3,13 +3,17 @@
 //! Blocks are kept in memory by recency and, if there is a disk tier, as chunks on disk. What is missing is asked for in ranges as long as
 //! the blocks that lie side by side; concurrent readers of a block share one request.
 //!
+//! `look` is what can be seen of it from outside, and how its settings change.
+//!
 //! Invariants: all bytes are of the version that the file had when it was opened, else a read is an error; every read ends by the deadline.
 //! There is no digest to verify a plain archive with: what is known of its bytes is that the store gave them for this version.
+
+mod look;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -17,14 +21,18 @@ use lru::LruCache;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::budget::Budget;
 use super::disk::DiskTier;
 use super::disk::blocks::BlockMap;
 use super::fetch::PAUSES;
 use super::inflight::{Inflight, Leader, Role};
-use super::{CacheConfig, GetError, MAX_REQUESTS, Want};
+use super::source::{self, Source};
+use super::touched::Touched;
+use super::{CacheConfig, GetError, Got, MAX_REQUESTS, Want};
 use crate::chunk::Chunk;
 use crate::digest::Digest;
 use crate::report::Report;
+use crate::store::figures::Recorder;
 use crate::store::{FileInfo, FileStore, StoreError};
 
 /// Bytes of a block. Smaller ones would make more requests, larger ones fetch more than is read: a listing reads a few hundred bytes at a
@@ -60,15 +68,22 @@ pub struct Blocks {
 
 #[derive(Debug)]
 struct Shared {
+    /// Without its store, which is in `files`.
     remote: RemoteFile,
+    /// Replaced when settings change; held only to clone.
+    files: RwLock<Option<Arc<dyn FileStore>>>,
+    recorder: Recorder,
     /// Never held over I/O or await; may be taken under the lock of `inflight`.
     memory: Mutex<LruCache<u64, Bytes>>,
-    inflight: Arc<Inflight<u64, Bytes, GetError>>,
+    inflight: Arc<Inflight<u64, Got<Bytes>, GetError>>,
     requests: Semaphore,
-    /// Blocks read or asked for at the same time, so that they stay within the budget.
-    budget: Arc<Semaphore>,
+    /// Bytes of blocks read or asked for at the same time.
+    budget: Arc<Budget>,
     kept: Option<Kept>,
-    config: CacheConfig,
+    /// Which parts were read since it was opened.
+    touched: Touched,
+    /// Changed as a whole; held only to copy.
+    config: RwLock<CacheConfig>,
     report: Arc<Report>,
 }
 
@@ -79,26 +94,27 @@ struct Kept {
     ids: BlockMap,
 }
 
-type BlockLeader = Leader<u64, Bytes, GetError>;
+type BlockLeader = Leader<u64, Got<Bytes>, GetError>;
 
 impl Blocks {
     /// Opens a file. With `disk`, blocks are kept there if the file has a version to know them by.
-    pub fn new(remote: RemoteFile, disk: Option<Arc<DiskTier>>, config: CacheConfig, report: Arc<Report>) -> Self {
+    pub fn new(mut remote: RemoteFile, disk: Option<Arc<DiskTier>>, config: CacheConfig, report: Arc<Report>) -> Self {
         let kept = disk.zip(remote.info.version.as_ref()).map(|(disk, version)| {
             let ids = disk.block_ids(&remote.key, &version.0);
             Kept { disk, ids }
         });
-        let n_blocks = |bytes: u64| usize::try_from(bytes / BLOCK_BYTES).unwrap_or(usize::MAX);
-        let capacity = NonZeroUsize::new(n_blocks(config.memory_bytes)).unwrap_or(NonZeroUsize::MIN);
-        let n_inflight = n_blocks(config.inflight_bytes).clamp(MAX_RUN_BLOCKS, Semaphore::MAX_PERMITS);
+        let touched = Touched::new(remote.info.size, remote.info.size.div_ceil(BLOCK_BYTES));
         let shared = Shared {
+            touched,
+            files: RwLock::new(remote.files.take()),
             remote,
-            memory: Mutex::new(LruCache::new(capacity)),
+            recorder: Recorder::default(),
+            memory: Mutex::new(LruCache::new(capacity(&config))),
             inflight: Arc::default(),
             requests: Semaphore::new(MAX_REQUESTS),
-            budget: Arc::new(Semaphore::new(n_inflight)),
+            budget: Budget::new(inflight_bytes(&config)),
             kept,
-            config,
+            config: RwLock::new(config),
             report,
         };
         Self { shared: Arc::new(shared) }
@@ -162,6 +178,9 @@ impl Blocks {
     /// Some blocks, in the order given.
     async fn get(&self, numbers: &[u64]) -> Result<Vec<Bytes>, GetError> {
         let shared = &self.shared;
+        for number in numbers {
+            shared.touched.mark(number * BLOCK_BYTES, BLOCK_BYTES);
+        }
         let mut blocks = vec![Bytes::new(); numbers.len()];
         let mut leaders: Vec<BlockLeader> = Vec::new();
         let mut followers = FuturesUnordered::new();
@@ -171,8 +190,11 @@ impl Blocks {
                 blocks[block_idx] = block.clone();
                 continue;
             }
-            let follower = match shared.inflight.join(number, || shared.lock().get(&number).cloned()) {
-                Role::Arrived(block) => {
+            let follower = match shared
+                .inflight
+                .join(number, || shared.lock().get(&number).map(|block| (block.clone(), Source::Memory)))
+            {
+                Role::Arrived((block, _)) => {
                     blocks[block_idx] = block;
                     continue;
                 }
@@ -189,14 +211,28 @@ impl Blocks {
         if followers.is_empty() {
             return Ok(blocks);
         }
-        let timeout = shared.config.fetch_timeout;
+        let _waiting = shared.report.waiting_for_chunks.enter();
+        let timeout = shared.config().fetch_timeout;
         let deadline = Instant::now() + timeout + timeout / 20;
         while let Ok(told) = tokio::time::timeout_at(deadline, followers.next()).await {
             let Some((block_idx, outcome)) = told else { return Ok(blocks) };
-            blocks[block_idx] = outcome?;
+            let (block, from) = outcome?;
+            source::note(from);
+            blocks[block_idx] = block;
         }
         Err(shared.late())
     }
+}
+
+/// How many blocks are kept in memory.
+fn capacity(config: &CacheConfig) -> NonZeroUsize {
+    let n_blocks = usize::try_from(config.memory_bytes / BLOCK_BYTES).unwrap_or(usize::MAX);
+    NonZeroUsize::new(n_blocks).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// How many bytes of blocks may be in flight: of one run at the least.
+fn inflight_bytes(config: &CacheConfig) -> u64 {
+    config.inflight_bytes.max(MAX_RUN_BLOCKS as u64 * BLOCK_BYTES)
 }
 
 /// Starts to get blocks, each run of neighbours by a task of its own.
@@ -221,8 +257,8 @@ fn start(shared: &Arc<Shared>, leaders: Vec<BlockLeader>) {
 impl Shared {
     /// Gets blocks that lie side by side: those on disk from there, the others by one request for each stretch of them.
     async fn get_run(self: Arc<Self>, run: Vec<BlockLeader>) {
-        let Ok(_permit) = Arc::clone(&self.budget).acquire_many_owned(run.len() as u32).await else { return };
-        let deadline = Instant::now() + self.config.fetch_timeout;
+        let _share = self.budget.take(run.len() as u64 * BLOCK_BYTES).await;
+        let deadline = Instant::now() + self.config().fetch_timeout;
         let run = if self.kept.is_some() { Arc::clone(&self).take_kept(run).await } else { run };
         let mut stretches: Vec<Vec<BlockLeader>> = Vec::new();
         for leader in run {
@@ -248,7 +284,7 @@ impl Shared {
                 let n_bytes = self.span(number, 1).end - number * BLOCK_BYTES;
                 let chunk = kept.ids.get(number).and_then(|id| kept.disk.get(BLOCK_DIGEST, &Want { id, n_bytes }));
                 match chunk {
-                    Some(chunk) => self.tell(leader, chunk.plain().clone()),
+                    Some(chunk) => self.tell(leader, chunk.plain().clone(), Source::Disk),
                     None => left.push(leader),
                 }
             }
@@ -280,7 +316,7 @@ impl Shared {
             // A copy, so that a block in memory does not hold its whole stretch.
             let block = Bytes::copy_from_slice(&bytes[start..end]);
             to_keep.push((number, block.clone()));
-            self.tell(leader, block);
+            self.tell(leader, block, Source::Store);
         }
         if self.kept.is_some() {
             let kept = tokio::task::spawn_blocking(move || self.keep(to_keep));
@@ -290,7 +326,7 @@ impl Shared {
 
     async fn fetch_span(&self, span: Range<u64>, deadline: Instant) -> Result<Bytes, GetError> {
         let remote = &self.remote;
-        let Some(files) = remote.files.as_deref().filter(|_| !self.config.is_offline) else {
+        let Some(files) = self.files().filter(|_| !self.config().is_offline) else {
             let what = format!("bytes {} to {} of {}", span.start, span.end, remote.name);
             return Err(GetError::Offline { what });
         };
@@ -299,8 +335,16 @@ impl Shared {
         let mut last_error: Option<StoreError> = None;
         loop {
             let request = async {
+                let waiting = self.report.waiting_for_turn.enter();
                 let _permit = self.requests.acquire().await;
-                files.read_range(&remote.file, span.clone(), remote.info.version.as_ref()).await
+                drop(waiting);
+                let request = self.recorder.begin();
+                let answer = files.read_range(&remote.file, span.clone(), remote.info.version.as_ref()).await;
+                match &answer {
+                    Ok(bytes) => request.found(bytes.len() as u64),
+                    Err(error) => request.failed(error),
+                }
+                answer
             };
             let error = match tokio::time::timeout_at(deadline, request).await {
                 Err(_) => return Err(last_error.map_or_else(|| self.late(), GetError::Store)),
@@ -321,10 +365,10 @@ impl Shared {
     }
 
     /// Puts a block into memory and tells who waits for it.
-    fn tell(&self, leader: BlockLeader, block: Bytes) {
+    fn tell(&self, leader: BlockLeader, block: Bytes, source: Source) {
         let evicted = self.lock().push(leader.key(), block.clone());
         self.report.n_evicted.add(u64::from(evicted.is_some()));
-        leader.tell(Ok(block));
+        leader.tell(Ok((block, source)));
     }
 
     fn keep(&self, blocks: Vec<(u64, Bytes)>) {
@@ -343,15 +387,27 @@ impl Shared {
     }
 
     fn outside(&self, offset: u64) -> GetError {
-        let store = self.remote.files.as_ref().map_or("", |files| files.name());
+        let store = self.store_name();
         let reason = format!("there is no byte {offset}: the file has {}", self.remote.info.size);
         GetError::Store(StoreError::new(store, &self.remote.name, reason))
     }
 
     fn late(&self) -> GetError {
-        let store = self.remote.files.as_ref().map_or("", |files| files.name());
-        let reason = format!("no answer within {} s", self.config.fetch_timeout.as_secs_f32());
+        let store = self.store_name();
+        let reason = format!("no answer within {} s", self.config().fetch_timeout.as_secs_f32());
         GetError::Store(StoreError::transient(store, &self.remote.name, reason))
+    }
+
+    fn files(&self) -> Option<Arc<dyn FileStore>> {
+        self.files.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn store_name(&self) -> String {
+        self.files().map_or_else(String::new, |files| files.name().to_owned())
+    }
+
+    fn config(&self) -> CacheConfig {
+        *self.config.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, LruCache<u64, Bytes>> {

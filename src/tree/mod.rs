@@ -14,6 +14,7 @@ mod list;
 mod node;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
@@ -79,7 +80,7 @@ pub struct Tree {
     listings: Bounded<(u64, usize), Arc<Vec<Child>>>,
     listing_permits: Semaphore,
     /// Bytes of chunks that one listing may hold.
-    pinned_bytes: u64,
+    pinned_bytes: AtomicU64,
 }
 
 impl Tree {
@@ -109,8 +110,22 @@ impl Tree {
             dirs: Bounded::new(config.table_bytes),
             listings: Bounded::new(config.listing_bytes),
             listing_permits: Semaphore::new(list::MAX_LISTINGS),
-            pinned_bytes: config.pinned_bytes / list::MAX_LISTINGS as u64,
+            pinned_bytes: AtomicU64::new(config.pinned_bytes / list::MAX_LISTINGS as u64),
         })
+    }
+
+    /// Keeps more, or less, from now on.
+    pub fn configure(&self, config: TreeConfig) {
+        self.nodes.set_max_bytes(config.node_bytes);
+        self.dirs.set_max_bytes(config.table_bytes);
+        self.listings.set_max_bytes(config.listing_bytes);
+        self.pinned_bytes.store(config.pinned_bytes / list::MAX_LISTINGS as u64, Ordering::Relaxed);
+    }
+
+    /// How many bytes are kept of what was parsed, and how many may be.
+    pub fn weight_bytes(&self) -> (usize, usize) {
+        let weights = [self.nodes.weight(), self.dirs.weight(), self.listings.weight()];
+        weights.iter().fold((0, 0), |(used, max), weight| (used + weight.0, max + weight.1))
     }
 
     /// The root: a directory, or a file for the single-file archives that desync makes.

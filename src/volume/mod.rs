@@ -3,6 +3,7 @@
 //! * [`Volume`] is what the kernel can ask of a read-only filesystem.
 //! * [`tree`] serves a directory archive, [`image`] a blob as a file in a directory or as the mountpoint itself.
 //! * [`open`] puts store, cache, blob and tree together for what a user names; [`live`] is what they are while the volume is served.
+//! * [`retune`] changes its stores and limits meanwhile.
 //! * [`VolumeError`] carries its errno and the numbered site of every EIO.
 //!
 //! Invariants: a volume is immutable, so that the kernel may keep what it learns for ever; a future that finds all it needs in
@@ -12,6 +13,7 @@ mod error;
 pub mod image;
 pub mod live;
 pub mod open;
+pub mod retune;
 pub mod sources;
 pub mod tree;
 

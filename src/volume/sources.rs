@@ -14,15 +14,16 @@ use crate::cache::{Cache, CacheConfig, Tiers};
 use crate::config::SourceConfig;
 use crate::digest::Digest;
 use crate::report::Report;
+use crate::store::figures::Observed;
 use crate::store::files::{ReadWhole, WholeFile};
 use crate::store::location::{DEFAULT_STORE_NAME, FileLocation, Location};
 use crate::store::open::{StoreSpec, open_files, open_store_list, open_writable};
 use crate::store::retry::RetryPolicy;
 use crate::store::router::Router;
-use crate::store::{FileInfo, FileStore, FileVersion, Store, StoreError, StoreOptions};
+use crate::store::{FileInfo, FileStore, FileVersion, Store, StoreError, StoreOptions, WriteStore};
 
 /// What a local cache leaves free when nothing is said, in bytes: enough for a system to go on writing its logs.
-const DEFAULT_KEEP_FREE_BYTES: u64 = 128 << 20;
+pub(super) const DEFAULT_KEEP_FREE_BYTES: u64 = 128 << 20;
 
 /// The share of a read's time that one request may take, so that another one, or another mirror, can be asked as well.
 const REQUESTS_PER_READ: u32 = 3;
@@ -39,6 +40,23 @@ pub struct Sources<'a> {
 }
 
 impl<'a> Sources<'a> {
+    /// Sources over what keeps chunks already.
+    pub(super) fn with_tiers(
+        config: &'a SourceConfig,
+        plan: &MemoryPlan,
+        fetch_timeout: Duration,
+        tiers: Tiers,
+        report: &Arc<Report>,
+    ) -> Self {
+        let cache_config = CacheConfig {
+            memory_bytes: plan.memory_tier_bytes,
+            inflight_bytes: plan.inflight_bytes,
+            fetch_timeout,
+            is_offline: config.offline,
+        };
+        Self { config, cache_config, tiers, report: Arc::clone(report) }
+    }
+
     /// Opens what keeps chunks. Stores are opened when an index needs them.
     ///
     /// # Errors
@@ -49,13 +67,7 @@ impl<'a> Sources<'a> {
         fetch_timeout: Duration,
         report: &Arc<Report>,
     ) -> Result<Self, OpenError> {
-        let cache_config = CacheConfig {
-            memory_bytes: plan.memory_tier_bytes,
-            inflight_bytes: plan.inflight_bytes,
-            fetch_timeout,
-            is_offline: config.offline,
-        };
-        let mut sources = Self { config, cache_config, tiers: Tiers::default(), report: Arc::clone(report) };
+        let mut sources = Self::with_tiers(config, plan, fetch_timeout, Tiers::default(), report);
         let Some(text) = &config.cache else {
             return match config.offline {
                 true => Err(OpenError::new("offline", "there is no cache to read from (name one with -c)")),
@@ -79,9 +91,7 @@ impl<'a> Sources<'a> {
                 sources.tiers.disk = Some(opened);
             }
             location => {
-                // A cache that is slow or away is done without.
-                let options = StoreOptions { retry: RetryPolicy::NEVER, ..spec.options.clone() };
-                let store = open_writable(location, &options).map_err(|error| OpenError::new(text, error))?;
+                let store = keeper_store(text, location, &spec.options)?;
                 sources.tiers.keeper = Some(Arc::new(Keeper::new(store, Arc::clone(report))));
             }
         }
@@ -93,21 +103,61 @@ impl<'a> Sources<'a> {
     /// # Errors
     /// A store cannot be opened, or none is named and there is no default.
     pub fn cache(&self, location: &FileLocation) -> Result<Cache, OpenError> {
+        let store = self.store(location, self.tiers.keeper.as_ref().map(|keeper| keeper.store()))?;
+        Ok(Cache::with_tiers(store, self.tiers.clone(), self.cache_config, Arc::clone(&self.report)))
+    }
+
+    /// How caches over these sources behave.
+    pub(super) fn cache_config(&self) -> CacheConfig {
+        self.cache_config
+    }
+
+    /// The store that an index at `location` is read with, where `kept` is asked first, which keeps chunks.
+    pub(super) fn store(
+        &self,
+        location: &FileLocation,
+        kept: Option<Arc<dyn WriteStore>>,
+    ) -> Result<Arc<dyn Store>, OpenError> {
         let fail = |error: StoreError| OpenError::new(&location.to_string(), error);
         let mut stores: Vec<Arc<dyn Store>> = Vec::new();
-        if let Some(keeper) = &self.tiers.keeper {
-            stores.push(Arc::clone(keeper.store()) as Arc<dyn Store>);
+        if let Some(kept) = kept {
+            stores.push(Arc::new(Observed::new(kept)));
         }
         if !self.config.offline {
             for text in self.stores_or_default(location)? {
                 stores.extend(open_store_list(&[self.resolve(&text)?]).map_err(fail)?);
             }
         }
-        let store: Arc<dyn Store> = match stores.len() {
+        Ok(match stores.len() {
             1 => stores.remove(0),
             _ => Arc::new(Router::new(stores)),
-        };
-        Ok(Cache::with_tiers(store, self.tiers.clone(), self.cache_config, Arc::clone(&self.report)))
+        })
+    }
+
+    /// The place that keeps chunks, opened anew as the settings say by now; `None` for a directory.
+    pub(super) fn kept_again(&self) -> Result<Option<Arc<dyn WriteStore>>, OpenError> {
+        let Some(text) = self.config.cache.as_ref().filter(|_| self.tiers.keeper.is_some()) else { return Ok(None) };
+        match self.resolve(text)?.as_slice() {
+            [spec] => keeper_store(text, &spec.location, &spec.options).map(Some),
+            _ => Err(OpenError::new(text, "a cache is one place, not a group of mirrors")),
+        }
+    }
+
+    /// The place of an archive in a store, opened anew as the settings say by now; `None` when no store is to be asked.
+    pub(super) fn files_again(&self, location: &FileLocation) -> Result<Option<Arc<dyn FileStore>>, OpenError> {
+        match self.config.offline {
+            true => Ok(None),
+            false => Ok(Some(self.files(location, Some(self.share()))?.0)),
+        }
+    }
+
+    /// Refuses stores that are the cache.
+    pub(super) fn check_stores(&self) -> Result<(), OpenError> {
+        let Some(text) = &self.config.cache else { return Ok(()) };
+        match self.resolve(text)?.as_slice() {
+            [StoreSpec { location: Location::Local(path), .. }] => self.check_not_a_store(path),
+            _ => Ok(()),
+        }
     }
 
     /// The bytes of an index, and when it was modified.
@@ -316,6 +366,12 @@ impl<'a> Sources<'a> {
         }
         Ok(vec![beside])
     }
+}
+
+/// A store that keeps chunks. One that is slow or away is done without.
+fn keeper_store(text: &str, location: &Location, options: &StoreOptions) -> Result<Arc<dyn WriteStore>, OpenError> {
+    let options = StoreOptions { retry: RetryPolicy::NEVER, ..options.clone() };
+    open_writable(location, &options).map_err(|error| OpenError::new(text, error))
 }
 
 /// What a remote file is kept under: all of its location counts, also what is not shown of it.
