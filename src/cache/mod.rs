@@ -280,6 +280,11 @@ impl Cache {
         got.ok_or(GetError::Abandoned)
     }
 
+    /// A number that clones of one cache share and no other cache has at the same time.
+    pub fn identity(&self) -> usize {
+        Arc::as_ptr(&self.shared) as usize
+    }
+
     /// Chunks being fetched now.
     pub fn n_inflight(&self) -> usize {
         self.shared.inflight.len()
