@@ -1,4 +1,13 @@
 //! What happened: counters that every layer adds to and that tests and status read.
+//!
+//! [`gauge`] counts what goes on now, [`histogram`] how long things took; [`prometheus`] writes all of it as text.
+
+pub mod gauge;
+pub mod histogram;
+pub mod prometheus;
+
+pub use gauge::Gauge;
+pub use histogram::Histogram;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -59,7 +68,23 @@ pub struct Report {
     pub eio: [Counter; Report::N_EIO_SITES],
     /// Panics caught while answering a request.
     pub n_panics: Counter,
+    /// Requests of the kernel answered, by their place in [`OPS`].
+    pub ops: [Counter; OPS.len()],
+    /// From a read's arrival to its answer.
+    pub read_latency: Histogram,
+    /// Requests of the kernel that wait for something else than memory.
+    pub requests_in_flight: Gauge,
+    /// Reads (and look-ups in archives) that wait for chunks.
+    pub waiting_for_chunks: Gauge,
+    /// Requests to stores that wait for their turn.
+    pub waiting_for_turn: Gauge,
+    /// Lines of the access trace that were lost because the disk was slower than the requests.
+    pub n_trace_dropped: Counter,
 }
+
+/// The requests of the kernel that are counted, by the names that the log has for them. The last is for all others.
+pub const OPS: [&str; 10] =
+    ["lookup", "getattr", "readlink", "read", "readdir", "readdirplus", "getxattr", "listxattr", "ioctl", "other"];
 
 impl Report {
     /// Room for the numbered places that answer EIO.
@@ -68,6 +93,12 @@ impl Report {
     /// All requests answered with EIO.
     pub fn n_eio(&self) -> u64 {
         self.eio.iter().map(Counter::get).sum()
+    }
+
+    /// Counts a request of the kernel by its name in [`OPS`].
+    pub fn count_op(&self, op: &str) {
+        let place = OPS.iter().position(|known| *known == op).unwrap_or(OPS.len() - 1);
+        self.ops[place].add(1);
     }
 
     /// The requests answered with EIO: how many, and how many at each numbered site that had any, as `3 (01: 2, 05: 1)`.
@@ -81,9 +112,55 @@ impl Report {
     }
 }
 
+/// What happened so far in a line for people, as for `STATUS=` of systemd.
+pub fn summary(report: &Report) -> String {
+    const MIB: f64 = (1 << 20) as f64;
+    let mib = |counter: &Counter| counter.get() as f64 / MIB;
+    let percent = match hit_rate(&report.n_memory_hits, &report.n_memory_misses) {
+        Some(rate) => format!("{:.0} % of chunks from memory", 100.0 * rate),
+        None => "nothing read yet".to_owned(),
+    };
+    format!(
+        "{:.1} MiB read, {:.1} MiB fetched, {percent}, {} requests waiting, EIO {}",
+        mib(&report.read_bytes),
+        mib(&report.fetched_bytes),
+        report.requests_in_flight.get(),
+        report.n_eio()
+    )
+}
+
+/// The share of hits among hits and misses, 0 to 1; `None` when there was neither.
+pub fn hit_rate(hits: &Counter, misses: &Counter) -> Option<f64> {
+    let (hits, misses) = (hits.get(), misses.get());
+    let n = hits + misses;
+    (n > 0).then(|| hits as f64 / n as f64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_summary_is_one_line() {
+        let report = Report::default();
+        assert_eq!(summary(&report), "0.0 MiB read, 0.0 MiB fetched, nothing read yet, 0 requests waiting, EIO 0");
+        report.read_bytes.add(3 << 20);
+        report.n_memory_hits.add(3);
+        report.n_memory_misses.add(1);
+        report.eio[3].add(1);
+        let wanted = "3.0 MiB read, 0.0 MiB fetched, 75 % of chunks from memory, 0 requests waiting, EIO 1";
+        assert_eq!(summary(&report), wanted);
+    }
+
+    #[test]
+    fn requests_are_counted_by_name() {
+        let report = Report::default();
+        for op in ["read", "read", "bmap"] {
+            report.count_op(op);
+        }
+        let counted: Vec<u64> = report.ops.iter().map(Counter::get).collect();
+        assert_eq!(counted, [0, 0, 0, 2, 0, 0, 0, 0, 0, 1]);
+    }
 
     #[test]
     fn eio_is_told_by_site() {

@@ -4,6 +4,7 @@
 //! * [`fork`]: split the process, refused when threads exist.
 //! * [`catch_signals`]: signals as bytes of a stream.
 //! * [`receive_fd`], [`read_at_nowait`]: a descriptor from a socket; a read that does not wait for the disk.
+//! * [`terminal_size`], [`KeyMode`]: a terminal and its keys.
 //! * [`attributes`]: what Linux knows of a file beyond stat(2), for making archives.
 //!
 //! Invariant: every function here is safe to call with any argument; what it needs, it checks.
@@ -12,7 +13,9 @@ pub mod attributes;
 mod file;
 mod mapped;
 mod process;
+mod terminal;
 
 pub use file::{read_at_nowait, receive_fd};
 pub use mapped::MappedFile;
 pub use process::{Forked, catch_signals, fork};
+pub use terminal::{KeyMode, terminal_size};

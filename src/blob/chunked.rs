@@ -9,6 +9,8 @@ use bytes::Bytes;
 use super::BlobError;
 use super::replies::Replies;
 use super::source::IndexBytes;
+use crate::cache::budget::BudgetUse;
+use crate::cache::touched::Touched;
 use crate::cache::{Cache, Want};
 use crate::chunk::Chunk;
 use crate::digest::Digest;
@@ -29,6 +31,8 @@ struct Shared {
     digest: Digest,
     cache: Cache,
     replies: Arc<Replies>,
+    /// Which parts were read since it was opened.
+    touched: Touched,
 }
 
 /// A part of a read: a chunk, and which of its bytes are wanted.
@@ -48,6 +52,7 @@ impl ChunkedBlob {
 
     /// The same, with a limit of replies that other blobs have, too.
     pub fn with_replies(index: Index<IndexBytes>, name: &str, cache: Cache, replies: Arc<Replies>) -> Self {
+        let touched = Touched::new(index.blob_size(), index.n_chunks() as u64);
         let shared = Shared {
             digest: index.header().digest(),
             size: index.blob_size(),
@@ -55,6 +60,7 @@ impl ChunkedBlob {
             name: name.to_owned(),
             cache,
             replies,
+            touched,
         };
         Self { shared: Arc::new(shared) }
     }
@@ -69,6 +75,21 @@ impl ChunkedBlob {
         &self.shared.index
     }
 
+    /// The bytes of replies being put together, as a share of what they may have.
+    pub fn reply_use(&self) -> BudgetUse {
+        self.shared.replies.usage()
+    }
+
+    /// Replies being put together may have so many bytes from now on.
+    pub fn set_reply_bytes(&self, reply_bytes: u64) {
+        self.shared.replies.set_limit_bytes(reply_bytes);
+    }
+
+    /// Which parts were read since it was opened.
+    pub fn touched(&self) -> &Touched {
+        &self.shared.touched
+    }
+
     /// Where the chunks come from.
     pub fn cache(&self) -> &Cache {
         &self.shared.cache
@@ -78,6 +99,7 @@ impl ChunkedBlob {
     pub(super) async fn read_at(&self, offset: u64, n_bytes: usize) -> Result<Bytes, BlobError> {
         let shared = &self.shared;
         let pieces = shared.pieces(offset, n_bytes)?;
+        shared.touched.mark(offset, n_bytes as u64);
         if let [piece] = pieces.as_slice() {
             // The usual small read: no buffer, no copy.
             let chunk = match shared.cache.peek(&piece.want) {
@@ -93,7 +115,7 @@ impl ChunkedBlob {
             n_placed += piece.range.len();
         }
         let wants: Vec<Want> = pieces.iter().map(|piece| piece.want).collect();
-        let mut reply = shared.replies.begin(n_bytes).await.ok_or(BlobError::Abandoned)?;
+        let mut reply = shared.replies.begin(n_bytes).await;
         let copy = |piece_idx: usize, chunk: Chunk| {
             let range = &pieces[piece_idx].range;
             reply.bytes_mut()[starts[piece_idx]..][..range.len()].copy_from_slice(&chunk.plain()[range.clone()]);
@@ -122,6 +144,7 @@ impl ChunkedBlob {
                 if n_bytes > max_bytes && !items.is_empty() {
                     break;
                 }
+                shared.touched.mark(item.start, item.end - item.start);
                 items.push(item);
             }
             n_offsets += 1;

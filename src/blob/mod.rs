@@ -4,6 +4,7 @@
 //! * [`chunked`] reads over an index, [`file`] from a plain local file, [`Blocks`] from one of a store;
 //!   [`Blob`] is any of them.
 //! * [`replies`] bounds the memory of replies that are put together from several chunks.
+//! * [`presence`] tells which parts are at hand and which were read.
 //! * [`Pinned`] holds some chunks for as long as a caller parses them.
 //!
 //! Invariants: opening costs the same for every size; a read is ready at its first poll when its chunks are in memory; a read
@@ -11,6 +12,7 @@
 
 pub mod chunked;
 pub mod file;
+pub mod presence;
 pub mod replies;
 pub mod source;
 

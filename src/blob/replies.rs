@@ -2,35 +2,36 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-/// Granularity of the limit, in bytes.
-const PERMIT_BYTES: usize = 1024;
+use crate::cache::budget::{Budget, BudgetUse, Share};
 
 /// The limit, and buffers that are used again.
 #[derive(Debug)]
 pub struct Replies {
-    /// Bytes of replies being put together, in units of [`PERMIT_BYTES`].
-    permits: Arc<Semaphore>,
-    n_permits: u32,
+    /// Bytes of replies being put together.
+    budget: Arc<Budget>,
     spare: Spare,
 }
 
 impl Replies {
     /// A limit of so many bytes for all replies that are put together at a time.
     pub fn new(reply_bytes: u64) -> Self {
-        let n_permits =
-            u32::try_from(reply_bytes / PERMIT_BYTES as u64).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
-        let permits = Arc::new(Semaphore::new(n_permits as usize));
-        Self { permits, n_permits, spare: Spare::new(reply_bytes) }
+        Self { budget: Budget::new(reply_bytes), spare: Spare::new(reply_bytes) }
     }
 
-    /// A buffer for a reply, when there is room; more than the whole limit counts as the whole limit. `None` does not happen: the limit is
-    /// never closed.
-    pub(super) async fn begin(self: &Arc<Self>, n_bytes: usize) -> Option<Reply> {
-        let n_permits = u32::try_from(n_bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX).clamp(1, self.n_permits);
-        let permit = Arc::clone(&self.permits).acquire_many_owned(n_permits).await.ok()?;
-        Some(Reply { bytes: self.spare.take(n_bytes), n_bytes, replies: Arc::clone(self), _permit: permit })
+    /// The bytes of replies being put together, as a share of what they may have.
+    pub fn usage(&self) -> BudgetUse {
+        self.budget.usage()
+    }
+
+    /// Replies being put together may have so many bytes from now on.
+    pub fn set_limit_bytes(&self, reply_bytes: u64) {
+        self.budget.set_limit(reply_bytes);
+    }
+
+    /// A buffer for a reply, when there is room; more than the whole limit counts as the whole limit.
+    pub(super) async fn begin(self: &Arc<Self>, n_bytes: usize) -> Reply {
+        let share = self.budget.take(n_bytes as u64).await;
+        Reply { bytes: self.spare.take(n_bytes), n_bytes, replies: Arc::clone(self), _share: share }
     }
 }
 
@@ -41,7 +42,7 @@ pub(super) struct Reply {
     bytes: Vec<u8>,
     n_bytes: usize,
     replies: Arc<Replies>,
-    _permit: OwnedSemaphorePermit,
+    _share: Share,
 }
 
 impl Reply {

@@ -3,14 +3,18 @@
 //! Blocks are kept in memory by recency and, if there is a disk tier, as chunks on disk. What is missing is asked for in ranges as long as
 //! the blocks that lie side by side; concurrent readers of a block share one request.
 //!
+//! `look` is what can be seen of it from outside, and how its settings change.
+//!
 //! Invariants: all bytes are of the version that the file had when it was opened, else a read is an error; every read ends by the deadline.
 //! There is no digest to verify a plain archive with: what is known of its bytes is that the store gave them for this version.
+
+mod look;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -18,14 +22,18 @@ use lru::LruCache;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::budget::Budget;
 use super::disk::DiskTier;
 use super::disk::blocks::BlockMap;
 use super::fetch::PAUSES;
 use super::inflight::{Inflight, Leader, Role};
-use super::{CacheConfig, GetError, MAX_REQUESTS, Want};
+use super::source::{self, Source};
+use super::touched::Touched;
+use super::{CacheConfig, GetError, Got, MAX_REQUESTS, Want};
 use crate::chunk::Chunk;
 use crate::digest::Digest;
 use crate::report::Report;
+use crate::store::figures::Recorder;
 use crate::store::{FileInfo, FileStore, StoreError};
 
 /// Bytes of a block. Smaller ones would make more requests, larger ones fetch more than is read: a listing reads a few hundred bytes at a
@@ -61,13 +69,20 @@ pub struct Blocks {
 
 #[derive(Debug)]
 struct Shared {
+    /// Without its store, which is in `files`.
     remote: RemoteFile,
+    /// Replaced when settings change; held only to clone.
+    files: RwLock<Option<Arc<dyn FileStore>>>,
+    recorder: Recorder,
     /// The number of this file in what it shares with others.
     file_id: u64,
     room: Arc<BlockRoom>,
-    inflight: Arc<Inflight<u64, Bytes, GetError>>,
+    inflight: Arc<Inflight<u64, Got<Bytes>, GetError>>,
     kept: Option<Kept>,
-    config: CacheConfig,
+    /// Which parts were read since it was opened.
+    touched: Touched,
+    /// Changed as a whole; held only to copy.
+    config: RwLock<CacheConfig>,
     report: Arc<Report>,
 }
 
@@ -77,21 +92,18 @@ pub struct BlockRoom {
     /// By file and block. Never held over I/O or await; may be taken under the lock of `inflight`.
     memory: Mutex<LruCache<(u64, u64), Bytes>>,
     requests: Semaphore,
-    /// Blocks read or asked for at the same time, so that they stay within the budget.
-    budget: Arc<Semaphore>,
+    /// Bytes of blocks read or asked for at the same time.
+    budget: Arc<Budget>,
     n_files: AtomicU64,
 }
 
 impl BlockRoom {
     /// Room for as much as the configuration says.
     pub fn new(config: &CacheConfig) -> Self {
-        let n_blocks = |bytes: u64| usize::try_from(bytes / BLOCK_BYTES).unwrap_or(usize::MAX);
-        let capacity = NonZeroUsize::new(n_blocks(config.memory_bytes)).unwrap_or(NonZeroUsize::MIN);
-        let n_inflight = n_blocks(config.inflight_bytes).clamp(MAX_RUN_BLOCKS, Semaphore::MAX_PERMITS);
         Self {
-            memory: Mutex::new(LruCache::new(capacity)),
+            memory: Mutex::new(LruCache::new(capacity(config))),
             requests: Semaphore::new(MAX_REQUESTS),
-            budget: Arc::new(Semaphore::new(n_inflight)),
+            budget: Budget::new(inflight_bytes(config)),
             n_files: AtomicU64::new(0),
         }
     }
@@ -104,7 +116,7 @@ struct Kept {
     ids: BlockMap,
 }
 
-type BlockLeader = Leader<u64, Bytes, GetError>;
+type BlockLeader = Leader<u64, Got<Bytes>, GetError>;
 
 impl Blocks {
     /// Opens a file. With `disk`, blocks are kept there if the file has a version to know them by.
@@ -114,7 +126,7 @@ impl Blocks {
 
     /// The same, with memory and limits that other files have, too.
     pub fn sharing(
-        remote: RemoteFile,
+        mut remote: RemoteFile,
         disk: Option<Arc<DiskTier>>,
         config: CacheConfig,
         report: Arc<Report>,
@@ -125,7 +137,19 @@ impl Blocks {
             Kept { disk, ids }
         });
         let file_id = room.n_files.fetch_add(1, Ordering::Relaxed);
-        let shared = Shared { remote, file_id, room, inflight: Arc::default(), kept, config, report };
+        let touched = Touched::new(remote.info.size, remote.info.size.div_ceil(BLOCK_BYTES));
+        let shared = Shared {
+            touched,
+            files: RwLock::new(remote.files.take()),
+            remote,
+            recorder: Recorder::default(),
+            file_id,
+            room,
+            inflight: Arc::default(),
+            kept,
+            config: RwLock::new(config),
+            report,
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -187,6 +211,9 @@ impl Blocks {
     /// Some blocks, in the order given.
     async fn get(&self, numbers: &[u64]) -> Result<Vec<Bytes>, GetError> {
         let shared = &self.shared;
+        for number in numbers {
+            shared.touched.mark(number * BLOCK_BYTES, BLOCK_BYTES);
+        }
         let mut blocks = vec![Bytes::new(); numbers.len()];
         let mut leaders: Vec<BlockLeader> = Vec::new();
         let mut followers = FuturesUnordered::new();
@@ -196,8 +223,9 @@ impl Blocks {
                 blocks[block_idx] = block;
                 continue;
             }
-            let follower = match shared.inflight.join(number, || shared.in_memory(number)) {
-                Role::Arrived(block) => {
+            let in_memory = || shared.in_memory(number).map(|block| (block, Source::Memory));
+            let follower = match shared.inflight.join(number, in_memory) {
+                Role::Arrived((block, _)) => {
                     blocks[block_idx] = block;
                     continue;
                 }
@@ -214,14 +242,28 @@ impl Blocks {
         if followers.is_empty() {
             return Ok(blocks);
         }
-        let timeout = shared.config.fetch_timeout;
+        let _waiting = shared.report.waiting_for_chunks.enter();
+        let timeout = shared.config().fetch_timeout;
         let deadline = Instant::now() + timeout + timeout / 20;
         while let Ok(told) = tokio::time::timeout_at(deadline, followers.next()).await {
             let Some((block_idx, outcome)) = told else { return Ok(blocks) };
-            blocks[block_idx] = outcome?;
+            let (block, from) = outcome?;
+            source::note(from);
+            blocks[block_idx] = block;
         }
         Err(shared.late())
     }
+}
+
+/// How many blocks are kept in memory.
+fn capacity(config: &CacheConfig) -> NonZeroUsize {
+    let n_blocks = usize::try_from(config.memory_bytes / BLOCK_BYTES).unwrap_or(usize::MAX);
+    NonZeroUsize::new(n_blocks).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// How many bytes of blocks may be in flight: of one run at the least.
+fn inflight_bytes(config: &CacheConfig) -> u64 {
+    config.inflight_bytes.max(MAX_RUN_BLOCKS as u64 * BLOCK_BYTES)
 }
 
 /// Starts to get blocks, each run of neighbours by a task of its own.
@@ -246,8 +288,8 @@ fn start(shared: &Arc<Shared>, leaders: Vec<BlockLeader>) {
 impl Shared {
     /// Gets blocks that lie side by side: those on disk from there, the others by one request for each stretch of them.
     async fn get_run(self: Arc<Self>, run: Vec<BlockLeader>) {
-        let Ok(_permit) = Arc::clone(&self.room.budget).acquire_many_owned(run.len() as u32).await else { return };
-        let deadline = Instant::now() + self.config.fetch_timeout;
+        let _share = self.room.budget.take(run.len() as u64 * BLOCK_BYTES).await;
+        let deadline = Instant::now() + self.config().fetch_timeout;
         let run = if self.kept.is_some() { Arc::clone(&self).take_kept(run).await } else { run };
         let mut stretches: Vec<Vec<BlockLeader>> = Vec::new();
         for leader in run {
@@ -273,7 +315,7 @@ impl Shared {
                 let n_bytes = self.span(number, 1).end - number * BLOCK_BYTES;
                 let chunk = kept.ids.get(number).and_then(|id| kept.disk.get(BLOCK_DIGEST, &Want { id, n_bytes }));
                 match chunk {
-                    Some(chunk) => self.tell(leader, chunk.plain().clone()),
+                    Some(chunk) => self.tell(leader, chunk.plain().clone(), Source::Disk),
                     None => left.push(leader),
                 }
             }
@@ -305,7 +347,7 @@ impl Shared {
             // A copy, so that a block in memory does not hold its whole stretch.
             let block = Bytes::copy_from_slice(&bytes[start..end]);
             to_keep.push((number, block.clone()));
-            self.tell(leader, block);
+            self.tell(leader, block, Source::Store);
         }
         if self.kept.is_some() {
             let kept = tokio::task::spawn_blocking(move || self.keep(to_keep));
@@ -315,7 +357,7 @@ impl Shared {
 
     async fn fetch_span(&self, span: Range<u64>, deadline: Instant) -> Result<Bytes, GetError> {
         let remote = &self.remote;
-        let Some(files) = remote.files.as_deref().filter(|_| !self.config.is_offline) else {
+        let Some(files) = self.files().filter(|_| !self.config().is_offline) else {
             let what = format!("bytes {} to {} of {}", span.start, span.end, remote.name);
             return Err(GetError::Offline { what });
         };
@@ -324,8 +366,16 @@ impl Shared {
         let mut last_error: Option<StoreError> = None;
         loop {
             let request = async {
+                let waiting = self.report.waiting_for_turn.enter();
                 let _permit = self.room.requests.acquire().await;
-                files.read_range(&remote.file, span.clone(), remote.info.version.as_ref()).await
+                drop(waiting);
+                let request = self.recorder.begin();
+                let answer = files.read_range(&remote.file, span.clone(), remote.info.version.as_ref()).await;
+                match &answer {
+                    Ok(bytes) => request.found(bytes.len() as u64),
+                    Err(error) => request.failed(error),
+                }
+                answer
             };
             let error = match tokio::time::timeout_at(deadline, request).await {
                 Err(_) => return Err(last_error.map_or_else(|| self.late(), GetError::Store)),
@@ -346,10 +396,10 @@ impl Shared {
     }
 
     /// Puts a block into memory and tells who waits for it.
-    fn tell(&self, leader: BlockLeader, block: Bytes) {
+    fn tell(&self, leader: BlockLeader, block: Bytes, source: Source) {
         let evicted = self.lock().push((self.file_id, leader.key()), block.clone());
         self.report.n_evicted.add(u64::from(evicted.is_some()));
-        leader.tell(Ok(block));
+        leader.tell(Ok((block, source)));
     }
 
     fn keep(&self, blocks: Vec<(u64, Bytes)>) {
@@ -368,15 +418,27 @@ impl Shared {
     }
 
     fn outside(&self, offset: u64) -> GetError {
-        let store = self.remote.files.as_ref().map_or("", |files| files.name());
+        let store = self.store_name();
         let reason = format!("there is no byte {offset}: the file has {}", self.remote.info.size);
         GetError::Store(StoreError::new(store, &self.remote.name, reason))
     }
 
     fn late(&self) -> GetError {
-        let store = self.remote.files.as_ref().map_or("", |files| files.name());
-        let reason = format!("no answer within {} s", self.config.fetch_timeout.as_secs_f32());
+        let store = self.store_name();
+        let reason = format!("no answer within {} s", self.config().fetch_timeout.as_secs_f32());
         GetError::Store(StoreError::transient(store, &self.remote.name, reason))
+    }
+
+    fn files(&self) -> Option<Arc<dyn FileStore>> {
+        self.files.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn store_name(&self) -> String {
+        self.files().map_or_else(String::new, |files| files.name().to_owned())
+    }
+
+    fn config(&self) -> CacheConfig {
+        *self.config.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn in_memory(&self, number: u64) -> Option<Bytes> {

@@ -213,6 +213,19 @@ impl DiskTier {
         self.inner.state.peek().map_or(0, |state| state.total_bytes)
     }
 
+    /// How many bytes the cache may have, and how many of the file system are to stay free. The first is not known before something was
+    /// written if it is a share of the free disk.
+    pub fn limits_bytes(&self) -> (u64, u64) {
+        (self.inner.space.quota_bytes(), self.inner.space.keep_free_bytes())
+    }
+
+    /// Other limits hold from now on. What is too much goes in the background.
+    pub fn set_limits(&self, quota_bytes: Option<u64>, keep_free_bytes: u64) {
+        if self.inner.space.set_limits(quota_bytes, keep_free_bytes) {
+            self.inner.start_eviction(0, 0);
+        }
+    }
+
     /// The cache's directory.
     pub fn path(&self) -> &Path {
         &self.inner.root

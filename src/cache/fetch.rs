@@ -11,10 +11,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::runtime::Handle;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::{BATCH_CHUNKS, ChunkLeader, GetError, PERMIT_BYTES, Shared, Want};
+use super::budget::Share;
+use super::source::Source;
+use super::{BATCH_CHUNKS, ChunkLeader, GetError, Got, Shared, Want};
 use crate::chunk::{Chunk, codec};
 use crate::digest::{ChunkId, Digest};
 use crate::store::latency::{Latencies, MIN_DEADLY_SILENCE};
@@ -54,7 +55,7 @@ impl Task {
         Want { id: self.id(), n_bytes: self.n_bytes }
     }
 
-    fn tell(self, outcome: Result<Chunk, GetError>) {
+    fn tell(self, outcome: Result<Got<Chunk>, GetError>) {
         self.leader.tell(outcome);
     }
 }
@@ -69,7 +70,7 @@ struct Decoded {
 }
 
 /// What a batch holds until it is done: its share of the in-flight budget.
-type Permit = Arc<OwnedSemaphorePermit>;
+type Permit = Arc<Share>;
 
 /// The most a stored form of so many plain bytes can have: no codec makes its input longer by more than a fraction of this. A file that
 /// is longer is not that chunk, and not worth the memory to find out.
@@ -79,9 +80,10 @@ fn max_stored_bytes(n_bytes: u64) -> u64 {
 
 /// Starts to fetch some chunks, in batches of even size, in tasks of their own.
 pub(super) fn start(shared: &Arc<Shared>, digest: Digest, leaders: Vec<(ChunkLeader, u64)>) {
-    let deadline = Instant::now() + shared.config.fetch_timeout;
+    let config = shared.config();
+    let deadline = Instant::now() + config.fetch_timeout;
     // Half of the budget at the most, so that two batches of large chunks can be in flight.
-    let max_bytes = shared.config.inflight_bytes / 2;
+    let max_bytes = config.inflight_bytes / 2;
     let n_batches = leaders.len().div_ceil(BATCH_CHUNKS).max(1);
     let even_size = leaders.len().div_ceil(n_batches);
     let mut batch: Vec<Task> = Vec::with_capacity(even_size);
@@ -103,8 +105,7 @@ fn start_batch(shared: &Arc<Shared>, digest: Digest, batch: Vec<Task>, n_bytes: 
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         // The permit is held until the chunks are in memory and on disk, where the tiers' own limits take over.
-        let Ok(permit) = shared.reserve(n_bytes).await else { return };
-        let permit = Arc::new(permit);
+        let permit = Arc::new(shared.budget.take(n_bytes).await);
         let is_at_hand = shared.disk.is_some() || shared.store().blocking().is_some();
         let batch = if is_at_hand { at_hand(&shared, digest, batch, &permit).await } else { batch };
         if !batch.is_empty() {
@@ -123,7 +124,7 @@ async fn at_hand(shared: &Arc<Shared>, digest: Digest, batch: Vec<Task>, permit:
             match shared.disk.as_ref().and_then(|disk| disk.get(digest, &task.want())) {
                 Some(chunk) => {
                     shared.report.n_evicted.add(shared.memory.insert(chunk.clone()));
-                    task.tell(Ok(chunk));
+                    task.tell(Ok((chunk, Source::Disk)));
                 }
                 None => left.push(task),
             }
@@ -212,7 +213,9 @@ async fn fetch_in_time(shared: &Shared, task: &mut Task) -> Result<Result<Option
 /// is never answered. The first answer counts.
 async fn ask(shared: &Shared, id: ChunkId, avoid: &[String]) -> Result<Option<Fetched>, StoreError> {
     let request = || async {
+        let waiting = shared.report.waiting_for_turn.enter();
         let _permit = shared.requests.acquire().await;
+        drop(waiting);
         let start = Instant::now();
         (shared.store().fetch_avoiding(id, avoid).await, start.elapsed())
     };
@@ -248,14 +251,8 @@ impl Shared {
         self.latencies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the in-flight budget for some bytes; more than the whole budget counts as the whole budget.
-    async fn reserve(&self, n_bytes: u64) -> Result<OwnedSemaphorePermit, tokio::sync::AcquireError> {
-        let n_permits = u32::try_from(n_bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
-        Arc::clone(&self.budget).acquire_many_owned(n_permits.clamp(1, self.n_budget_permits)).await
-    }
-
     fn late(&self, id: ChunkId) -> GetError {
-        GetError::Deadline { id, stores: self.store().name().to_owned(), timeout: self.config.fetch_timeout }
+        GetError::Deadline { id, stores: self.store().name().to_owned(), timeout: self.config().fetch_timeout }
     }
 
     /// Turns the answer of a store into plain bytes, or tells why that cannot be.
@@ -279,7 +276,7 @@ impl Shared {
                     }
                 }
             }
-            Ok(None) if self.config.is_offline => GetError::Offline { what: format!("chunk {id}") },
+            Ok(None) if self.config().is_offline => GetError::Offline { what: format!("chunk {id}") },
             Ok(None) => {
                 self.report.n_missing.add(1);
                 GetError::Missing { id, stores: self.store().name().to_owned() }
@@ -305,7 +302,7 @@ impl Shared {
                     if let Some(bad) = &task.last_bad {
                         tracing::warn!("{bad}; fetched again, and right now");
                     }
-                    task.tell(Ok(chunk.clone()));
+                    task.tell(Ok((chunk.clone(), Source::Store)));
                     to_keep.push((chunk, stored, store));
                 }
                 Err(mismatch) => self.bad(digest, task, store, &mismatch.to_string(), permit),

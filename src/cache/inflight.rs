@@ -10,11 +10,13 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Nothing yet, the thing `T`, or why it cannot be had.
 type Outcome<T, E> = Option<Result<T, E>>;
 
-type Table<K, T, E> = HashMap<K, watch::Receiver<Outcome<T, E>>>;
+/// What comes of each, and since when it has been in flight.
+type Table<K, T, E> = HashMap<K, (watch::Receiver<Outcome<T, E>>, Instant)>;
 
 /// The table of what is in flight, by its key.
 #[derive(Debug)]
@@ -66,13 +68,13 @@ impl<K: Copy + Eq + Hash, T, E> Inflight<K, T, E> {
     pub(super) fn join(self: &Arc<Self>, key: K, look_again: impl FnOnce() -> Option<T>) -> Role<K, T, E> {
         let mut table = self.lock();
         match table.entry(key) {
-            Entry::Occupied(entry) => Role::Follower(Follower(entry.get().clone())),
+            Entry::Occupied(entry) => Role::Follower(Follower(entry.get().0.clone())),
             Entry::Vacant(entry) => {
                 if let Some(found) = look_again() {
                     return Role::Arrived(found);
                 }
                 let (outcome, receiver) = watch::channel(None);
-                entry.insert(receiver.clone());
+                entry.insert((receiver.clone(), Instant::now()));
                 let leader = Leader { key, inflight: Arc::clone(self), outcome, is_done: false };
                 Role::Leader(leader, Follower(receiver))
             }
@@ -82,6 +84,19 @@ impl<K: Copy + Eq + Hash, T, E> Inflight<K, T, E> {
     /// How many are in flight.
     pub(super) fn len(&self) -> usize {
         self.lock().len()
+    }
+
+    /// Whether something is in flight.
+    pub(super) fn has(&self, key: &K) -> bool {
+        self.lock().contains_key(key)
+    }
+
+    /// What is in flight and since when, the oldest first, of those at the most so many.
+    pub(super) fn oldest(&self, n: usize) -> Vec<(K, Instant)> {
+        let mut all: Vec<(K, Instant)> = self.lock().iter().map(|(key, (_, since))| (*key, *since)).collect();
+        all.sort_by_key(|(_, since)| *since);
+        all.truncate(n);
+        all
     }
 
     fn lock(&self) -> MutexGuard<'_, Table<K, T, E>> {

@@ -1,12 +1,12 @@
 //! A store as a cache: what other stores gave is written to it after its readers have been told.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use super::budget::Share;
 use crate::chunk::Chunk;
 use crate::chunk::codec::{self, Form};
 use crate::digest::ChunkId;
@@ -16,7 +16,8 @@ use crate::store::{Put, StoreError, Stored, WriteStore};
 /// Writes verified chunks to a store, behind the readers' backs.
 #[derive(Debug)]
 pub struct Keeper {
-    store: Arc<dyn WriteStore>,
+    /// Replaced when settings change; never locked over I/O or await.
+    store: RwLock<Arc<dyn WriteStore>>,
     report: Arc<Report>,
     /// Until when nothing is written, after a write that failed; a store that is away is told of once.
     rests_until: Mutex<Option<Instant>>,
@@ -31,21 +32,28 @@ const REST: Duration = Duration::from_secs(30);
 impl Keeper {
     /// Keeps chunks in a store, which must be one of those that are asked.
     pub fn new(store: Arc<dyn WriteStore>, report: Arc<Report>) -> Self {
-        Self { store, report, rests_until: Mutex::default() }
+        Self { store: RwLock::new(store), report, rests_until: Mutex::default() }
     }
 
     /// The store.
-    pub fn store(&self) -> &Arc<dyn WriteStore> {
-        &self.store
+    pub fn store(&self) -> Arc<dyn WriteStore> {
+        Arc::clone(&self.store.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Writes to another store from now on: the same place, reached in another way.
+    pub fn replace_store(&self, store: Arc<dyn WriteStore>) {
+        *self.store.write().unwrap_or_else(PoisonError::into_inner) = store;
+        *self.rests_until() = None;
     }
 
     /// Starts to write a chunk that came from the store called `from`. The permit is held until it is written, so that a slow cache slows
     /// the fetching and not the growth of memory. Must be called on a thread of a runtime.
-    pub(super) fn keep(self: &Arc<Self>, chunk: Chunk, stored: Stored, from: &str, permit: &Arc<OwnedSemaphorePermit>) {
-        if from == self.store.name() || self.rests_until().is_some_and(|until| Instant::now() < until) {
+    pub(super) fn keep(self: &Arc<Self>, chunk: Chunk, stored: Stored, from: &str, permit: &Arc<Share>) {
+        let store = self.store();
+        if from == store.name() || self.rests_until().is_some_and(|until| Instant::now() < until) {
             return;
         }
-        let stored = match (stored.form, self.store.form()) {
+        let stored = match (stored.form, store.form()) {
             (has, keeps) if has == keeps => stored,
             (_, Form::Plain) => Stored { form: Form::Plain, bytes: chunk.plain().clone() },
             (_, Form::Compressed) => {
@@ -54,10 +62,10 @@ impl Keeper {
         };
         let (keeper, permit) = (Arc::clone(self), Arc::clone(permit));
         Handle::current().spawn(async move {
-            let written = match tokio::time::timeout(MAX_WRITE, keeper.write(chunk.id(), stored)).await {
+            let written = match tokio::time::timeout(MAX_WRITE, keeper.write(&store, chunk.id(), stored)).await {
                 Ok(written) => written,
                 Err(_) => {
-                    let name = keeper.store.name();
+                    let name = store.name();
                     Err(StoreError::transient(name, chunk.id().to_hex(), format!("not written within {MAX_WRITE:?}")))
                 }
             };
@@ -77,14 +85,14 @@ impl Keeper {
         });
     }
 
-    async fn write(&self, id: ChunkId, stored: Stored) -> Result<Put, StoreError> {
-        if self.store.blocking().is_none() {
-            return self.store.put(id, stored).await;
+    async fn write(&self, store: &Arc<dyn WriteStore>, id: ChunkId, stored: Stored) -> Result<Put, StoreError> {
+        if store.blocking().is_none() {
+            return store.put(id, stored).await;
         }
         // A store of local files writes on the thread that asks it, and that must not be one that others wait for.
-        let store = Arc::clone(&self.store);
-        let put = tokio::task::spawn_blocking(move || Handle::current().block_on(store.put(id, stored)));
-        put.await.unwrap_or_else(|error| Err(StoreError::new(self.store.name(), id.to_hex(), error)))
+        let writing = Arc::clone(store);
+        let put = tokio::task::spawn_blocking(move || Handle::current().block_on(writing.put(id, stored)));
+        put.await.unwrap_or_else(|error| Err(StoreError::new(store.name(), id.to_hex(), error)))
     }
 
     fn rests_until(&self) -> MutexGuard<'_, Option<Instant>> {

@@ -22,7 +22,7 @@ const OVERHEAD_BYTES: u64 = 192;
 pub struct MemoryTier {
     /// One lock is held at a time, and never over I/O or await.
     shards: Vec<Mutex<LruCache<ChunkId, Chunk>>>,
-    capacity_bytes: u64,
+    capacity_bytes: AtomicU64,
     weight_bytes: AtomicU64,
     /// The shard that gives next when the inserting one has nothing left to give.
     next_victim: AtomicUsize,
@@ -33,7 +33,7 @@ impl MemoryTier {
     pub fn new(capacity_bytes: u64) -> Self {
         Self {
             shards: (0..N_SHARDS).map(|_| Mutex::new(LruCache::unbounded())).collect(),
-            capacity_bytes,
+            capacity_bytes: AtomicU64::new(capacity_bytes),
             weight_bytes: AtomicU64::new(0),
             next_victim: AtomicUsize::new(0),
         }
@@ -54,14 +54,55 @@ impl MemoryTier {
         if replaced > 0 {
             total = self.weight_bytes.fetch_sub(replaced, Ordering::Relaxed) - replaced;
         }
+        self.evict(&id, home, total)
+    }
+
+    /// Whether a chunk is here; it does not become younger by that.
+    pub fn has(&self, id: &ChunkId) -> bool {
+        self.shard(shard_of(id)).contains(id)
+    }
+
+    /// Changes how much is held at the most. Returns how many chunks were dropped for that.
+    pub fn set_capacity(&self, capacity_bytes: u64) -> u64 {
+        self.capacity_bytes.store(capacity_bytes, Ordering::Relaxed);
+        self.shrink()
+    }
+
+    /// The most that is held.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.capacity_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Drops the least recently used chunks of all shards in turn until the rest fits.
+    fn shrink(&self) -> u64 {
+        let mut n_evicted = 0;
+        let mut n_empty_shards = 0;
+        let mut shard_idx = 0;
+        while self.weight_bytes() > self.capacity_bytes() && n_empty_shards < N_SHARDS {
+            let victim = self.shard(shard_idx).pop_lru();
+            shard_idx = (shard_idx + 1) % N_SHARDS;
+            match victim {
+                Some((_, old)) => {
+                    self.weight_bytes.fetch_sub(weight(&old), Ordering::Relaxed);
+                    n_evicted += 1;
+                    n_empty_shards = 0;
+                }
+                None => n_empty_shards += 1,
+            }
+        }
+        n_evicted
+    }
+
+    /// Makes room for the chunk `id` that was just put into the shard `home`; `total` is what all chunks weigh with it.
+    fn evict(&self, id: &ChunkId, home: usize, mut total: u64) -> u64 {
         let mut n_evicted = 0;
         let mut n_empty_shards = 0;
         let mut victim_shard = home;
-        while total > self.capacity_bytes && n_empty_shards < N_SHARDS {
+        while total > self.capacity_bytes() && n_empty_shards < N_SHARDS {
             let victim = {
                 let mut shard = self.shard(victim_shard);
                 match shard.peek_lru() {
-                    Some((oldest, _)) if *oldest != id => shard.pop_lru(),
+                    Some((oldest, _)) if oldest != id => shard.pop_lru(),
                     _ => None,
                 }
             };
@@ -138,6 +179,20 @@ mod tests {
         tier.insert(chunk(3, 100));
         assert!(tier.get(&large.id()).is_none());
         assert_eq!(tier.weight_bytes(), 100 + OVERHEAD_BYTES);
+    }
+
+    #[test]
+    fn a_lower_capacity_holds_at_once() {
+        let tier = MemoryTier::new(100_000);
+        for seed in 0..50 {
+            tier.insert(chunk(seed, 1000));
+        }
+        let before = tier.weight_bytes();
+        let n_evicted = tier.set_capacity(10_000);
+        assert!(tier.weight_bytes() <= 10_000 && tier.weight_bytes() + n_evicted * (1000 + OVERHEAD_BYTES) == before);
+        assert_eq!((0..50).filter(|seed| tier.has(&chunk(*seed, 1000).id())).count() as u64, 50 - n_evicted);
+        tier.set_capacity(0);
+        assert_eq!(tier.weight_bytes(), 0);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! * [`memory`] keeps plain chunks by recency, weighed by their bytes; [`disk`] keeps stored ones in a directory, [`keeper`] in a store.
 //! * [`blocks`] does for a plain file of a store what the rest does for chunks.
+//! * [`budget`] bounds the bytes in flight; [`source`] tells where bytes came from, [`touched`] what was read.
 //! * `inflight` makes concurrent askers of one chunk share one fetch.
 //! * [`Cache`] puts them together: what is missing is fetched in small batches that run side by side; each batch is decoded
 //!   and verified together on a blocking thread.
@@ -10,11 +11,14 @@
 //! away, so that the work is not lost; what is in memory and in flight stays within the memory budget.
 
 pub mod blocks;
+pub mod budget;
 pub mod disk;
 mod fetch;
 mod inflight;
 pub mod keeper;
 pub mod memory;
+pub mod source;
+pub mod touched;
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -28,10 +32,12 @@ use crate::digest::{ChunkId, Digest};
 use crate::report::Report;
 use crate::store::latency::Latencies;
 use crate::store::{Store, StoreError};
+use budget::{Budget, BudgetUse};
 use disk::DiskTier;
 use inflight::{Abandoned, Inflight, Leader, Role};
 use keeper::Keeper;
 use memory::MemoryTier;
+use source::Source;
 
 /// Chunks fetched, decoded and verified as one batch. Eight is what a multi-lane digest takes at once; more would make
 /// the first chunk of a batch wait longer for the last.
@@ -43,9 +49,6 @@ const BATCHES_PER_CORE: usize = 4;
 
 /// Requests to stores that answer over a network, at the same time.
 const MAX_REQUESTS: usize = 64;
-
-/// Granularity of the in-flight budget, in bytes.
-const PERMIT_BYTES: u64 = 1024;
 
 /// One chunk that is wanted: its id and the length the index gives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +121,10 @@ impl Abandoned for GetError {
 }
 
 /// The duty to fetch a chunk.
-type ChunkLeader = Leader<ChunkId, Chunk, GetError>;
+type ChunkLeader = Leader<ChunkId, Got<Chunk>, GetError>;
+
+/// What was had, and from where.
+type Got<T> = (T, Source);
 
 /// How a cache behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,11 +162,11 @@ struct Shared {
     disk: Option<Arc<DiskTier>>,
     keeper: Option<Arc<Keeper>>,
     memory: Arc<MemoryTier>,
-    inflight: Arc<Inflight<ChunkId, Chunk, GetError>>,
-    config: CacheConfig,
-    /// The in-flight budget in units of [`PERMIT_BYTES`].
-    budget: Arc<Semaphore>,
-    n_budget_permits: u32,
+    inflight: Arc<Inflight<ChunkId, Got<Chunk>, GetError>>,
+    /// Changed as a whole; held only to copy.
+    config: RwLock<CacheConfig>,
+    /// Bytes of chunks in flight.
+    budget: Arc<Budget>,
     /// Batches of a blocking store, and decoding, at the same time.
     workers: Arc<Semaphore>,
     /// Requests to a store that is not blocking, at the same time.
@@ -179,17 +185,14 @@ impl Cache {
     /// A cache over a store and what is kept of it.
     pub fn with_tiers(store: Arc<dyn Store>, tiers: Tiers, config: CacheConfig, report: Arc<Report>) -> Self {
         let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let n_budget_permits =
-            u32::try_from(config.inflight_bytes / PERMIT_BYTES).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
         let shared = Shared {
             store: RwLock::new(store),
             disk: tiers.disk,
             keeper: tiers.keeper,
             memory: Arc::new(MemoryTier::new(config.memory_bytes)),
             inflight: Arc::default(),
-            config,
-            budget: Arc::new(Semaphore::new(n_budget_permits as usize)),
-            n_budget_permits,
+            config: RwLock::new(config),
+            budget: Budget::new(config.inflight_bytes),
             workers: Arc::new(Semaphore::new(BATCHES_PER_CORE * n_cores)),
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             latencies: Mutex::default(),
@@ -208,9 +211,8 @@ impl Cache {
             keeper: own.keeper.clone(),
             memory: Arc::clone(&own.memory),
             inflight: Arc::default(),
-            config: own.config,
+            config: RwLock::new(own.config()),
             budget: Arc::clone(&own.budget),
-            n_budget_permits: own.n_budget_permits,
             workers: Arc::clone(&own.workers),
             requests: Arc::clone(&own.requests),
             latencies: Mutex::default(),
@@ -250,8 +252,8 @@ impl Cache {
                 failure = failure.and(hand_over(want_idx, chunk));
                 continue;
             }
-            let follower = match self.shared.inflight.join(want.id, || self.shared.memory.get(&want.id)) {
-                Role::Arrived(chunk) => {
+            let follower = match self.shared.inflight.join(want.id, || self.shared.from_memory(&want.id)) {
+                Role::Arrived((chunk, _)) => {
                     self.shared.report.n_memory_hits.add(1);
                     failure = failure.and(hand_over(want_idx, chunk));
                     continue;
@@ -273,12 +275,15 @@ impl Cache {
         }
         // One deadline for all, whatever a fetch waits for: a store of any kind, a worker, the budget. A little later than that of a
         // request to a store, so that a request that ends by its own is over when its readers hear of it.
-        let timeout = self.shared.config.fetch_timeout;
+        let _waiting = self.shared.report.waiting_for_chunks.enter();
+        let timeout = self.shared.config().fetch_timeout;
         let deadline = Instant::now() + timeout + timeout / 20;
         while let Ok(told) = tokio::time::timeout_at(deadline, followers.next()).await {
             let Some((want_idx, outcome)) = told else { return Ok(()) };
             is_waiting[want_idx] = false;
-            hand_over(want_idx, outcome?)?;
+            let (chunk, source) = outcome?;
+            source::note(source);
+            hand_over(want_idx, chunk)?;
         }
         let late_idx = is_waiting.iter().position(|is_waiting| *is_waiting).unwrap_or(0);
         let stores = self.shared.store().name().to_owned();
@@ -295,9 +300,56 @@ impl Cache {
         got.ok_or(GetError::Abandoned)
     }
 
+    /// A number that clones of one cache share and no other cache has at the same time.
+    pub fn identity(&self) -> usize {
+        Arc::as_ptr(&self.shared) as usize
+    }
+
     /// Chunks being fetched now.
     pub fn n_inflight(&self) -> usize {
         self.shared.inflight.len()
+    }
+
+    /// What is being fetched and for how long, the oldest first, of those at the most so many.
+    pub fn in_flight(&self, n: usize) -> Vec<(ChunkId, Duration)> {
+        self.shared.inflight.oldest(n).into_iter().map(|(id, since)| (id, since.elapsed())).collect()
+    }
+
+    /// Whether a chunk is being fetched.
+    pub fn is_in_flight(&self, id: &ChunkId) -> bool {
+        self.shared.inflight.has(id)
+    }
+
+    /// Whether a chunk is in memory; it does not become younger by that.
+    pub fn is_in_memory(&self, id: &ChunkId) -> bool {
+        self.shared.memory.has(id)
+    }
+
+    /// The bytes of chunks being fetched, as a share of what they may have.
+    pub fn inflight_use(&self) -> BudgetUse {
+        self.shared.budget.usage()
+    }
+
+    /// The most bytes of plain chunks that are kept in memory.
+    pub fn memory_capacity_bytes(&self) -> u64 {
+        self.shared.memory.capacity_bytes()
+    }
+
+    /// How it behaves now.
+    pub fn config(&self) -> CacheConfig {
+        self.shared.config()
+    }
+
+    /// Behaves in another way from now on; what is in flight ends as it began.
+    pub fn configure(&self, config: CacheConfig) {
+        *self.shared.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+        self.shared.budget.set_limit(config.inflight_bytes);
+        self.shared.report.n_evicted.add(self.shared.memory.set_capacity(config.memory_bytes));
+    }
+
+    /// The store that keeps chunks, if there is one.
+    pub fn keeper(&self) -> Option<&Arc<Keeper>> {
+        self.shared.keeper.as_ref()
     }
 
     /// Bytes of plain chunks in memory now.
@@ -327,6 +379,14 @@ impl Cache {
 }
 
 impl Shared {
+    fn config(&self) -> CacheConfig {
+        *self.config.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn from_memory(&self, id: &ChunkId) -> Option<Got<Chunk>> {
+        self.memory.get(id).map(|chunk| (chunk, Source::Memory))
+    }
+
     /// The store of the moment.
     fn store(&self) -> Arc<dyn Store> {
         Arc::clone(&self.store.read().unwrap_or_else(PoisonError::into_inner))

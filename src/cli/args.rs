@@ -4,9 +4,14 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand};
 
+use super::abort::AbortArgs;
+use super::map::MapArgs;
 use super::option_flags::OptionFlags;
+use super::reload::ReloadArgs;
 use super::serve_flags::{ChunkServerArgs, IndexServerArgs};
+use super::status::StatusArgs;
 use super::store_flags::{AccessFlags, StoreFlags};
+use super::top::TopArgs;
 
 /// Mount casync and desync archives and disk images lazily, and make them.
 #[derive(Debug, Parser)]
@@ -36,6 +41,16 @@ pub enum Verb {
     Mount(MountArgs),
     /// Unmount.
     Umount(UmountArgs),
+    /// Show how a mount is doing: stores, tiers, what waits and for how long; never touches the mount itself.
+    Status(StatusArgs),
+    /// Show what happens in mounts, live.
+    Top(TopArgs),
+    /// Show which parts of an image or archive are present.
+    Map(MapArgs),
+    /// Make a mount read its settings again: stores, limits, credentials; nobody who reads notices.
+    Reload(ReloadArgs),
+    /// End a mount that hangs: who waits for it gets an error.
+    Abort(AbortArgs),
     /// Make an index, and a store of chunks, of a file or block device.
     Make(MakeArgs),
     /// Make an archive, or an index and a store of chunks, of a directory.
@@ -85,7 +100,13 @@ impl Verb {
             Self::ChunkServer(args) => Some(&mut args.server.access.config_file),
             Self::IndexServer(args) => Some(&mut args.server.access.config_file),
             Self::Pull(args) | Self::Push(args) => Some(&mut args.access.config_file),
-            Self::Umount(_) | Self::Demo(_) => None,
+            Self::Umount(_)
+            | Self::Status(_)
+            | Self::Top(_)
+            | Self::Map(_)
+            | Self::Reload(_)
+            | Self::Abort(_)
+            | Self::Demo(_) => None,
         }
     }
 }

@@ -6,24 +6,34 @@
 //!
 //! Invariant: an error is one line, `caifs: …`; a reader of our output that goes away early is no error.
 
+mod abort;
 pub mod args;
 mod cat;
 mod config;
 mod demo;
+mod figures;
+mod given;
 mod inspect;
 mod ls;
 mod make;
+mod map;
 mod mount;
 mod option_flags;
 mod output;
 mod places;
 mod pull;
+mod reload;
+mod remount;
+mod runtime_dir;
 mod s3_upgrade;
 mod serve;
 mod serve_flags;
+mod service;
 mod settings;
+mod status;
 mod store_flags;
 mod tar;
+mod top;
 mod umount;
 
 use std::ffi::OsString;
@@ -71,6 +81,11 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match args.verb {
         Verb::Mount(args) => return mount::run(args),
         Verb::Umount(args) => umount::run(&args),
+        Verb::Status(args) => status::run(&args),
+        Verb::Top(args) => top::run(&args),
+        Verb::Map(args) => map::run(&args),
+        Verb::Reload(args) => reload::run(&args),
+        Verb::Abort(args) => abort::run(&args),
         Verb::Make(args) => make::run(&args),
         Verb::Tar(args) => tar::run(&args),
         Verb::Cat(args) => cat::run(&args),

@@ -1,6 +1,6 @@
 //! `caifs mount`.
 
-use std::cell::OnceCell;
+use std::cell::Cell;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,12 +9,15 @@ use std::sync::Arc;
 use tokio::runtime::Runtime;
 
 use super::args::MountArgs;
-use super::settings;
+use super::given::Again;
+use super::service::{self, Beside, Fresh};
+use super::{remount, settings};
 use crate::config::MountConfig;
 use crate::fuse;
+use crate::mount::control::MountedAt;
 use crate::mount::options::{MountOptions, Unknown};
 use crate::mount::run::Served;
-use crate::mount::{BoxError, MountError, MountRequest, Place};
+use crate::mount::{BoxError, MountError, MountRequest, Place, shown_source};
 use crate::report::Report;
 use crate::store::location::{FileLocation, Location, split_group};
 use crate::volume::Live;
@@ -36,7 +39,7 @@ pub fn run(args: MountArgs) -> ExitCode {
 }
 
 fn mount(args: MountArgs, options: Typed) -> Result<(), MountError> {
-    let (location, source) = match options.location {
+    let (location, source) = match options.location.clone() {
         // A file is named by its full path in the mount table, as mount(8) does it, whatever directory it was named from.
         FileLocation::Local(path) => {
             let path = path.canonicalize().or_else(|_| std::path::absolute(&path)).unwrap_or(path);
@@ -47,8 +50,12 @@ fn mount(args: MountArgs, options: Typed) -> Result<(), MountError> {
             }
             (FileLocation::Local(path), source)
         }
-        elsewhere => (elsewhere, args.spec.into_os_string()),
+        elsewhere => (elsewhere, args.spec.clone().into_os_string()),
     };
+    if options.options.remount {
+        return remount::run(&args, shown_source(&source));
+    }
+    let again = options.again;
     let options = options.options;
     let request = MountRequest {
         source,
@@ -61,15 +68,25 @@ fn mount(args: MountArgs, options: Typed) -> Result<(), MountError> {
     let report = Arc::new(Report::default());
     let settings = fuse::Settings { io_timeout: options.config.io_timeout };
     // Opened first, then served: what the second finds here, the first has put there.
-    let live: OnceCell<Arc<Live>> = OnceCell::new();
+    let opened: Cell<Option<(Arc<Live>, Beside)>> = Cell::new(None);
     let open = |runtime: &Runtime, on_file: bool| -> Result<_, BoxError> {
-        let opened = runtime.block_on(open_volume(&location, &options.config, on_file, &report))?;
-        live.set(opened.live).map_err(|_| "opened twice")?;
-        Ok(opened.volume)
+        let beside = Beside::open(&options.config.service, &report)?;
+        let volume = runtime.block_on(open_volume(&location, &options.config, on_file, &report))?;
+        opened.set(Some((volume.live, beside)));
+        Ok(volume.volume)
     };
     let serve = |served: Served| {
+        let at = MountedAt::find(&served.fd, &request.mountpoint);
         let session = fuse::serve(served.volume, served.fd, settings, served.runtime, Arc::clone(&report))?;
-        Ok(move || session.run())
+        let service = opened.take().map(|(live, beside)| {
+            let (source, requests, around) = (&request.source, session.requests(), Box::new(|_| {}));
+            service::start(Fresh { source, at, live: &live, requests, again, around }, beside)
+        });
+        Ok(move || {
+            let ended = session.run();
+            drop(service);
+            ended
+        })
     };
     let ended = crate::mount::mount(&request, open, serve);
     tracing::info!(?report, "ended");
@@ -80,6 +97,8 @@ fn mount(args: MountArgs, options: Typed) -> Result<(), MountError> {
 struct Typed {
     location: FileLocation,
     options: MountOptions,
+    /// Reads the options again while they are in force.
+    again: Again,
 }
 
 fn options(args: &MountArgs) -> anyhow::Result<Typed> {
@@ -87,10 +106,30 @@ fn options(args: &MountArgs) -> anyhow::Result<Typed> {
     if location == FileLocation::Stdio {
         anyhow::bail!("a mount cannot be read from standard input");
     }
+    let options = settle(&|config| over(config, args), args.stores.access.config_file.as_deref())?;
+    let again = Again::new(args)?;
+    if options.remount {
+        return Ok(Typed { location, options, again });
+    }
+    let sources = &options.config.sources;
+    let mut places = sources.stores.clone();
+    if places.is_empty() {
+        places.push(location.default_store());
+    }
+    places.extend(sources.cache.clone());
+    check_not_covered(&args.mountpoint, &places)?;
+    check_apart(&args.mountpoint, &location)?;
+    Ok(Typed { location, options, again })
+}
+
+/// What options mean that `over` puts over settings: over those of the configuration file named, or of the usual ones.
+pub(super) fn settle(
+    over: &dyn Fn(MountConfig) -> anyhow::Result<MountOptions>,
+    config_file: Option<&Path>,
+) -> anyhow::Result<MountOptions> {
     // Read twice: first to learn which file to read, then over what the files say.
-    let typed = over(MountConfig::default(), args)?;
-    let config_file = args.stores.access.config_file.as_ref().or(typed.config.config_file.as_ref());
-    let configuration = settings::load(config_file.map(PathBuf::as_path))?;
+    let typed = over(MountConfig::default())?;
+    let configuration = settings::load(config_file.or(typed.config.config_file.as_deref()))?;
     let mut defaults = settings::mount_defaults(&configuration)?;
     if !typed.config.sources.stores.is_empty() {
         // Stores that were typed stand in place of those of a file, and do not come after them.
@@ -103,27 +142,17 @@ fn options(args: &MountArgs) -> anyhow::Result<Typed> {
         }
         defaults.sources.stores.clear();
     }
-    let mut options = over(defaults, args)?;
+    let mut options = over(defaults)?;
     options.config = settings::finish(options.config, configuration)?;
     if let Some(cache) = typed.config.sources.cache {
         // Over one in a store file that the configuration names.
         options.config.sources.cache = Some(cache);
     }
-    if options.remount {
-        anyhow::bail!("a caifs mount cannot be remounted (unmount it and mount it again)");
-    }
     let sources = &mut options.config.sources;
     for store in sources.stores.iter_mut().chain(&mut sources.cache) {
         *store = settings::absolute(store)?;
     }
-    let mut places = sources.stores.clone();
-    if places.is_empty() {
-        places.push(location.default_store());
-    }
-    places.extend(sources.cache.clone());
-    check_not_covered(&args.mountpoint, &places)?;
-    check_apart(&args.mountpoint, &location)?;
-    Ok(Typed { location, options })
+    Ok(options)
 }
 
 /// Mount options, and flags, over settings. Every flag is an option of the same name, and overrules `-o`.

@@ -59,6 +59,44 @@ pub fn store(settings: &StoreSettings, text: &str) -> Result<Vec<Part>, ConfigEr
     Ok(parts)
 }
 
+/// What was said for one store, or for each member of a group, beside the defaults: names with values, without secrets.
+///
+/// # Errors
+/// As [`store`].
+pub fn said(settings: &StoreSettings, text: &str) -> Result<Vec<(String, String)>, ConfigError> {
+    let lines = store(settings, text)?.into_iter().flat_map(|part| part.lines);
+    Ok(lines.filter(|line| line.origin != Origin::Default).map(|line| (line.name, line.value)).collect())
+}
+
+/// The options that two settings have otherwise for a store, or for any member of a group. Secrets are compared by what they are, so those of `new`
+/// are read now.
+///
+/// # Errors
+/// As [`store`]; a secret cannot be read.
+pub fn differences(old: &StoreSettings, new: &StoreSettings, text: &str) -> Result<Vec<&'static str>, ConfigError> {
+    let mut names = Vec::new();
+    for member in split_group(text) {
+        let (old, new) = (old.effective(member)?.entries, new.effective(member)?.entries);
+        let value_in = |entries: &[(&'static StoreOption, Entry)], name: &str| {
+            entries.iter().find(|(option, _)| option.name == name).map(|(_, entry)| entry.value.clone())
+        };
+        for option in STORE_OPTIONS {
+            let is_same = match (value_in(&old, option.name), value_in(&new, option.name)) {
+                (Some(Value::Secret(old)), Some(Value::Secret(new))) => {
+                    let wrong = |why: String| ConfigError::new(format!("{}: {why}", option.name));
+                    // One that could never be read was another.
+                    old == new && old.get().ok() == Some(new.get().map_err(wrong)?)
+                }
+                (old, new) => old == new,
+            };
+            if !is_same && !names.contains(&option.name) {
+                names.push(option.name);
+            }
+        }
+    }
+    Ok(names)
+}
+
 /// What is set, and the defaults of what is not, in the table's order.
 fn with_defaults(entries: Vec<(&'static StoreOption, Entry)>, is_for: impl Fn(&StoreOption) -> bool) -> Vec<Line> {
     let mut lines = Vec::new();

@@ -72,6 +72,16 @@ pub fn show_span(span: Duration) -> String {
     }
 }
 
+/// A size as [`parse_size`] reads it, in the largest unit that it is a whole number of.
+pub fn show_size(n_bytes: u64) -> String {
+    let shift = (n_bytes.trailing_zeros() / 10 * 10).min(40);
+    match shift {
+        _ if n_bytes == 0 => "0".to_owned(),
+        10 | 20 | 30 | 40 => format!("{}{}", n_bytes >> shift, ["K", "M", "G", "T"][shift as usize / 10 - 1]),
+        _ => n_bytes.to_string(),
+    }
+}
+
 /// A user or group number; the one that means "nobody in particular" to the kernel (-1) is none.
 pub fn parse_id(text: &str) -> Option<u32> {
     text.parse().ok().filter(|&id| id != u32::MAX)
@@ -138,6 +148,23 @@ fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_shown_as_they_are_read() {
+        for (n_bytes, shown) in [
+            (0, "0"),
+            (1, "1"),
+            (1023, "1023"),
+            (1 << 10, "1K"),
+            (1536, "1536"),
+            (3 << 19, "1536K"),
+            (20 << 30, "20G"),
+            (1 << 50, "1024T"),
+        ] {
+            assert_eq!(show_size(n_bytes), shown);
+            assert_eq!(parse_size(shown), Some(n_bytes));
+        }
+    }
 
     #[test]
     fn modes_and_digests() {

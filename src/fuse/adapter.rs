@@ -14,9 +14,9 @@ use fuser::{
 };
 use tokio::runtime::Handle;
 
-use super::Settings;
 use super::answer::{Answerer, Asked, Refuse};
 use super::convert::{file_attr, file_type};
+use super::requests::Requests;
 use crate::report::Report;
 use crate::volume::{Attr, FOREVER, ROOT_INO, Volume};
 
@@ -56,15 +56,19 @@ pub(super) struct Adapter {
 
 /// Calls a method of the volume inside a future, so that everything it does is under the answerer's guard.
 macro_rules! ask {
-    ($self:ident, $op:literal, $ino:expr, $reply:ident, |$volume:ident| $call:expr, $send:expr) => {{
+    ($self:ident, $op:literal, ($ino:expr, $offset:expr, $n_bytes:expr), $reply:ident, |$volume:ident| $call:expr, $send:expr) => {{
         let $volume = Arc::clone(&$self.volume);
-        $self.answerer.answer(Asked { op: $op, ino: $ino }, async move { $call.await }, $reply, $send)
+        let asked = Asked { op: $op, ino: $ino, offset: $offset, n_bytes: $n_bytes };
+        $self.answerer.answer(asked, async move { $call.await }, $reply, $send)
     }};
+    ($self:ident, $op:literal, $ino:expr, $reply:ident, |$volume:ident| $call:expr, $send:expr) => {
+        ask!($self, $op, ($ino, 0, 0), $reply, |$volume| $call, $send)
+    };
 }
 
 impl Adapter {
-    pub(super) fn new(volume: Arc<dyn Volume>, settings: Settings, runtime: Handle, report: Arc<Report>) -> Self {
-        let answerer = Answerer::new(runtime, settings.io_timeout, Arc::clone(&report));
+    pub(super) fn new(volume: Arc<dyn Volume>, requests: Arc<Requests>, runtime: Handle, report: Arc<Report>) -> Self {
+        let answerer = Answerer::new(runtime, requests, Arc::clone(&report));
         Self { volume, answerer, report, no_open: false, no_opendir: false }
     }
 }
@@ -137,7 +141,7 @@ impl Filesystem for Adapter {
         ask!(
             self,
             "read",
-            ino.0,
+            (ino.0, offset, size),
             reply,
             |volume| volume.read(ino.0, offset, size),
             move |reply: ReplyData, content| {
@@ -166,7 +170,7 @@ impl Filesystem for Adapter {
         ask!(
             self,
             "readdir",
-            ino.0,
+            (ino.0, offset, 0),
             reply,
             |volume| volume.readdir(ino.0, from, max_entries),
             move |mut reply: ReplyDirectory, listing| {
@@ -194,7 +198,7 @@ impl Filesystem for Adapter {
         ask!(
             self,
             "readdirplus",
-            ino.0,
+            (ino.0, offset, 0),
             reply,
             |volume| volume.readdir(ino.0, from, max_entries),
             move |mut reply: ReplyDirectoryPlus, listing| {

@@ -4,12 +4,16 @@
 //! * `adapter` has one function for each request; `answer` replies at once or moves the reply into a task; `convert` turns our
 //!   types into fuser's.
 //!
+//! * [`requests`] are those under way, [`trace`] writes down all of them.
+//!
 //! Invariants: a request that needs nothing but memory is answered on the thread it came in on; nothing here waits for I/O;
 //! every request is answered by its deadline; a panic is answered with EIO and counted.
 
 mod adapter;
 mod answer;
 mod convert;
+pub mod requests;
+pub mod trace;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,6 +25,7 @@ use tokio::runtime::Handle;
 use crate::report::Report;
 use crate::volume::Volume;
 use adapter::Adapter;
+use requests::Requests;
 
 /// Threads that take requests from the kernel. Two make the latency of one request four times smaller than one (the kernel wakes
 /// a waiting thread on the same core); more than the cores bring nothing, since they never wait for I/O.
@@ -37,6 +42,7 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Session {
     session: fuser::Session<Adapter>,
+    requests: Arc<Requests>,
 }
 
 /// Does the handshake with the kernel over the descriptor of a mount.
@@ -50,17 +56,23 @@ pub fn serve(
     runtime: Handle,
     report: Arc<Report>,
 ) -> io::Result<Session> {
-    let adapter = Adapter::new(volume, settings, runtime, report);
+    let requests = Arc::new(Requests::new(settings.io_timeout));
+    let adapter = Adapter::new(volume, Arc::clone(&requests), runtime, report);
     let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut config = fuser::Config::default();
     config.n_threads = Some(n_cores.clamp(*THREADS.start(), *THREADS.end()));
     config.clone_fd = true;
     // Who may use the mount is the kernel's to decide, from the mount options; fuser must not refuse root beside it.
     let session = fuser::Session::from_fd(adapter, fd, fuser::SessionACL::All, config)?;
-    Ok(Session { session })
+    Ok(Session { session, requests })
 }
 
 impl Session {
+    /// The requests under way, also while the session runs.
+    pub fn requests(&self) -> &Arc<Requests> {
+        &self.requests
+    }
+
     /// Serves until the file system is unmounted and no file in it is open any more.
     ///
     /// # Errors

@@ -5,17 +5,24 @@
 //! * [`table`]: what is mounted where. [`detach`]: unmounting, of our own mount only.
 //! * [`daemon`]: into the background, and back to the caller with a yes or a reason.
 //! * [`run`]: all of it in order, with signals.
+//! * [`control`]: what happens, seen from outside; [`settings`] and [`reload`]: other settings meanwhile. [`remount`]: other flags of the
+//!   kernel; [`abort`]: the end of a mount that hangs.
 //!
 //! Invariants: a mount that was made is unmounted when its [`Attached`] goes; nothing else is ever unmounted but dead mounts of
 //! our own type; no password gets into the mount table.
 
+pub mod abort;
 pub mod attach;
+pub mod control;
 pub mod daemon;
 pub mod detach;
 mod error;
 mod fusermount;
 pub mod options;
+pub mod reload;
+pub mod remount;
 pub mod run;
+pub mod settings;
 mod signals;
 mod source;
 pub mod table;

@@ -1,6 +1,6 @@
 //! Signals that end a mount: SIGTERM and SIGINT unmount, lazily when it is in use; a second one ends the process at once.
 //!
-//! SIGHUP is ignored: a closed terminal is no reason to take files away from those who read them.
+//! SIGHUP makes a mount read its settings again, and never ends it: a closed terminal is no reason to take files away from those who read them.
 //! There is one watch in a process, since signals are the process's; a mount puts itself in its care with [`Watch::guard`].
 
 use std::io::{self, Read};
@@ -21,6 +21,23 @@ const SIGNAL_EXIT_BASE: i32 = 128;
 #[derive(Debug)]
 pub(super) struct Watch {
     phase: Mutex<Phase>,
+}
+
+/// What SIGHUP does.
+type Hangup = Arc<dyn Fn() + Send + Sync>;
+
+/// Never held while it runs.
+static HANGUP: Mutex<Option<Hangup>> = Mutex::new(None);
+
+/// From now on SIGHUP calls this, each time on a thread of its own; `None` for nothing.
+pub(super) fn on_hangup(hangup: Option<Hangup>) {
+    *HANGUP.lock().unwrap_or_else(PoisonError::into_inner) = hangup;
+}
+
+/// Beside the thread that waits for signals: the next one may be to end.
+fn hang_up() {
+    let Some(hangup) = HANGUP.lock().unwrap_or_else(PoisonError::into_inner).clone() else { return };
+    drop(std::thread::Builder::new().name("caifs-hangup".into()).spawn(move || hangup()));
 }
 
 /// What a signal finds.
@@ -75,8 +92,9 @@ impl Watch {
         let mut byte = [0u8; 1];
         while stream.read_exact(&mut byte).is_ok() {
             let signal = i32::from(byte[0]);
-            if signal != libc::SIGHUP {
-                self.leave(signal);
+            match signal {
+                libc::SIGHUP => hang_up(),
+                signal => self.leave(signal),
             }
         }
     }

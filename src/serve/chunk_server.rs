@@ -18,11 +18,11 @@ use hyper::{Method, StatusCode};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use super::http::metrics::counter;
 use super::http::{Answer, Body, Service};
 use super::shared_call::SharedCalls;
 use crate::chunk::{Chunk, MAX_CHUNK_BYTES, codec};
 use crate::digest::{ChunkId, Digest};
+use crate::report::prometheus::counter;
 use crate::report::{Counter, Report};
 use crate::store::layout::Layout;
 use crate::store::{Form, Store, StoreError, Stored, WriteStore};

@@ -56,6 +56,11 @@ impl Latencies {
         self.p95_of(Self::is_answer)
     }
 
+    /// Half of the answers were this fast; `None` while too few are known.
+    pub(super) fn p50(&self) -> Option<Duration> {
+        self.percentile_of(50, Self::is_answer)
+    }
+
     /// How long a fetch may take before it is late.
     pub(super) fn lateness(&self) -> Duration {
         let lateness = match self.p95_of(|_| true) {
@@ -76,12 +81,16 @@ impl Latencies {
     }
 
     fn p95_of(&self, is_meant: impl Fn(&(Duration, bool)) -> bool) -> Option<Duration> {
+        self.percentile_of(95, is_meant)
+    }
+
+    fn percentile_of(&self, percent: usize, is_meant: impl Fn(&(Duration, bool)) -> bool) -> Option<Duration> {
         let mut latencies: Vec<Duration> =
             self.0.iter().filter(|sample| is_meant(sample)).map(|(latency, _)| *latency).collect();
         if latencies.len() < MIN_LATENCIES {
             return None;
         }
-        let rank = (latencies.len() * 95).div_ceil(100) - 1;
+        let rank = (latencies.len() * percent).div_ceil(100) - 1;
         Some(*latencies.select_nth_unstable(rank).1)
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
+use super::figures::StoreFigures;
 use super::race::{Budget, Members, Pace};
 use super::{BlockingStore, Fetched, Store, StoreError, Stored};
 use crate::digest::ChunkId;
@@ -89,6 +90,14 @@ impl Store for MirrorGroup {
 
     fn blocking(&self) -> Option<&dyn BlockingStore> {
         self.are_blocking.then_some(self as &dyn BlockingStore)
+    }
+
+    fn figures(&self) -> Vec<StoreFigures> {
+        let mut figures = self.members.figures();
+        for store in &mut figures {
+            store.mirror_of = Some(self.name.clone());
+        }
+        figures
     }
 }
 

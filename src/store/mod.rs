@@ -8,6 +8,7 @@
 //! * [`listing`] reads what servers tell of a directory.
 //! * [`router`] asks several in order, [`mirror`] those that have the same chunks: `race` is the loop of both, `health` and
 //!   `latency` what they know about each.
+//! * [`figures`] counts what requests came to, for whoever looks.
 //! * [`atomic`] writes local files that appear whole; [`retry`] asks again what failed in a way that can pass.
 //!
 //! Invariants: a store says `Ok(None)` for a chunk it does not have and an error for everything else; what it hands out is
@@ -15,6 +16,7 @@
 
 pub mod atomic;
 pub mod fault;
+pub mod figures;
 pub mod files;
 mod health;
 pub mod http;
@@ -122,6 +124,11 @@ pub trait Store: Debug + Send + Sync {
     /// decodes and verifies, which saves two changes of thread a chunk.
     fn blocking(&self) -> Option<&dyn BlockingStore> {
         None
+    }
+
+    /// What requests came to: of one store, or of each of several behind it. Nothing where nobody counts.
+    fn figures(&self) -> Vec<figures::StoreFigures> {
+        Vec::new()
     }
 }
 

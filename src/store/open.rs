@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
+use super::figures::Observed;
 use super::http::HttpStore;
 use super::local::LocalStore;
 use super::local_files::LocalFiles;
@@ -43,7 +44,8 @@ pub fn open_stores(groups: &[Vec<StoreSpec>]) -> Result<Arc<dyn Store>, StoreErr
 pub fn open_store_list(groups: &[Vec<StoreSpec>]) -> Result<Vec<Arc<dyn Store>>, StoreError> {
     let mut stores: Vec<Arc<dyn Store>> = Vec::with_capacity(groups.len());
     for group in groups {
-        let opened = group.iter().map(|StoreSpec { location, options }| open(location, options));
+        let observed = |store| -> Arc<dyn Store> { Arc::new(Observed::new(store)) };
+        let opened = group.iter().map(|StoreSpec { location, options }| open(location, options).map(observed));
         let mut members = opened.collect::<Result<Vec<_>, _>>()?;
         match members.len() {
             0 => {}

@@ -15,6 +15,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::Instant;
 
+use super::figures::StoreFigures;
 use super::health::{Begun, End, Health, MemberHealth, Standing};
 use super::latency::{MIN_LATENESS, UNKNOWN_LATENESS};
 use super::{BlockingStore, Fetched, Store, StoreError, Stored};
@@ -97,6 +98,26 @@ impl Members {
     pub(super) fn health(&self) -> Vec<MemberHealth> {
         let now = Instant::now();
         self.members.iter().map(|member| member.health.show(now)).collect()
+    }
+
+    /// What requests to each came to, with how it stands here. What several stores behind one are among themselves counts as well.
+    pub(super) fn figures(&self) -> Vec<StoreFigures> {
+        let now = Instant::now();
+        let of_member = |member: &Arc<Member>| {
+            let here = member.health.show(now);
+            let mut figures = member.store.figures();
+            for store in &mut figures {
+                match &mut store.health {
+                    None => store.health = Some(here.clone()),
+                    Some(there) => {
+                        there.is_healthy &= here.is_healthy;
+                        there.set_aside_for = there.set_aside_for.max(here.set_aside_for);
+                    }
+                }
+            }
+            figures
+        };
+        self.members.iter().flat_map(of_member).collect()
     }
 
     /// Whether all of them can be asked by [`Members::fetch_now`].

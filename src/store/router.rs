@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
+use super::figures::StoreFigures;
 use super::health::MemberHealth;
 use super::race::{Members, Pace};
 use super::{BlockingStore, Fetched, Store, StoreError, Stored};
@@ -76,6 +77,10 @@ impl Store for Router {
 
     fn blocking(&self) -> Option<&dyn BlockingStore> {
         self.are_blocking.then_some(self as &dyn BlockingStore)
+    }
+
+    fn figures(&self) -> Vec<StoreFigures> {
+        self.stores.figures()
     }
 }
 

@@ -1,6 +1,7 @@
 //! A small LRU with a bound on the weight of what it keeps: parsed nodes, tables and listings.
 
 use std::hash::Hash;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
@@ -10,7 +11,7 @@ use lru::LruCache;
 pub(super) struct Bounded<K: Hash + Eq, V> {
     /// Never held over I/O or await.
     state: Mutex<State<K, V>>,
-    max_bytes: usize,
+    max_bytes: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -21,7 +22,10 @@ struct State<K: Hash + Eq, V> {
 
 impl<K: Hash + Eq, V: Clone> Bounded<K, V> {
     pub(super) fn new(max_bytes: usize) -> Self {
-        Self { state: Mutex::new(State { values: LruCache::unbounded(), n_bytes: 0 }), max_bytes }
+        Self {
+            state: Mutex::new(State { values: LruCache::unbounded(), n_bytes: 0 }),
+            max_bytes: AtomicUsize::new(max_bytes),
+        }
     }
 
     pub(super) fn get(&self, key: &K) -> Option<V> {
@@ -35,7 +39,22 @@ impl<K: Hash + Eq, V: Clone> Bounded<K, V> {
         if let Some((_, old_bytes)) = state.values.put(key, (value, n_bytes)) {
             state.n_bytes -= old_bytes;
         }
-        while state.n_bytes > self.max_bytes && state.values.len() > 1 {
+        self.shrink(&mut state);
+    }
+
+    /// Another bound holds from now on.
+    pub(super) fn set_max_bytes(&self, max_bytes: usize) {
+        self.max_bytes.store(max_bytes, Ordering::Relaxed);
+        self.shrink(&mut self.lock());
+    }
+
+    /// What is kept weighs so much, and may weigh so much.
+    pub(super) fn weight(&self) -> (usize, usize) {
+        (self.lock().n_bytes, self.max_bytes.load(Ordering::Relaxed))
+    }
+
+    fn shrink(&self, state: &mut State<K, V>) {
+        while state.n_bytes > self.max_bytes.load(Ordering::Relaxed) && state.values.len() > 1 {
             let Some((_, (_, old_bytes))) = state.values.pop_lru() else { break };
             state.n_bytes -= old_bytes;
         }
@@ -63,5 +82,7 @@ mod tests {
         bounded.put(99, 100, 10);
         bounded.put(1, 1, 10);
         assert_eq!((bounded.get(&99), bounded.get(&1)), (Some(100), Some(1)));
+        bounded.set_max_bytes(10);
+        assert_eq!((bounded.weight(), bounded.get(&1)), ((10, 10), Some(1)));
     }
 }

@@ -3,6 +3,7 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
@@ -89,7 +90,8 @@ impl Tree {
         let mut window = Vec::with_capacity(items.len());
         let mut n_done = 0;
         while n_done < items.len() {
-            let (pinned, n_pinned) = self.blob.pin(&offsets[n_done..], self.room.pinned_bytes).await?;
+            let max_bytes = self.room.pinned_bytes.load(Ordering::Relaxed);
+            let (pinned, n_pinned) = self.blob.pin(&offsets[n_done..], max_bytes).await?;
             for (idx, item) in items.iter().enumerate().skip(n_done).take(n_pinned) {
                 if let Some(mut child) = self.read_child(&dir.node, item, Some(&pinned)).await? {
                     child.next_idx = (start + idx + 1) as u64;

@@ -90,7 +90,7 @@ pub struct TreeRoom {
     listings: Bounded<(u64, u64, usize), Arc<Vec<Child>>>,
     listing_permits: Semaphore,
     /// Bytes of chunks that one listing may hold.
-    pinned_bytes: u64,
+    pinned_bytes: AtomicU64,
     n_trees: AtomicU64,
 }
 
@@ -102,7 +102,7 @@ impl TreeRoom {
             dirs: Bounded::new(config.table_bytes),
             listings: Bounded::new(config.listing_bytes),
             listing_permits: Semaphore::new(list::MAX_LISTINGS),
-            pinned_bytes: config.pinned_bytes / list::MAX_LISTINGS as u64,
+            pinned_bytes: AtomicU64::new(config.pinned_bytes / list::MAX_LISTINGS as u64),
             n_trees: AtomicU64::new(0),
         }
     }
@@ -151,6 +151,20 @@ impl Tree {
             tree_id: room.n_trees.fetch_add(1, Ordering::Relaxed),
             room,
         })
+    }
+
+    /// Keeps more, or less, from now on.
+    pub fn configure(&self, config: TreeConfig) {
+        self.room.nodes.set_max_bytes(config.node_bytes);
+        self.room.dirs.set_max_bytes(config.table_bytes);
+        self.room.listings.set_max_bytes(config.listing_bytes);
+        self.room.pinned_bytes.store(config.pinned_bytes / list::MAX_LISTINGS as u64, Ordering::Relaxed);
+    }
+
+    /// How many bytes are kept of what was parsed, and how many may be.
+    pub fn weight_bytes(&self) -> (usize, usize) {
+        let weights = [self.room.nodes.weight(), self.room.dirs.weight(), self.room.listings.weight()];
+        weights.iter().fold((0, 0), |(used, max), weight| (used + weight.0, max + weight.1))
     }
 
     /// The root: a directory, or a file for the single-file archives that desync makes.

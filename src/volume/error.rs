@@ -27,6 +27,21 @@ pub enum EioSite {
 }
 
 impl EioSite {
+    /// What is wrong at the site with this number, in words.
+    pub fn name_of(number: usize) -> &'static str {
+        match number {
+            1 => "chunk missing",
+            2 => "chunk bad",
+            3 => "store failed",
+            4 => "index damaged",
+            5 => "archive damaged",
+            6 => "file unreadable",
+            7 => "too late",
+            8 => "panic",
+            _ => "other",
+        }
+    }
+
     /// The site's number.
     pub fn number(self) -> usize {
         self as usize

@@ -5,6 +5,7 @@
 //!   directory of many of both.
 //! * [`show`] is how files are shown, whatever is stored of them.
 //! * [`open`] puts store, cache, blob and tree together for what a user names; [`live`] is what they are while the volume is served.
+//! * [`retune`] changes its stores and limits meanwhile.
 //! * [`VolumeError`] carries its errno and the numbered site of every EIO.
 //!
 //! Invariants: a volume is immutable, so that the kernel may keep what it learns for ever, but where [`Volume::lasts`] says less; a future that finds all it needs in
@@ -15,6 +16,7 @@ mod error;
 pub mod image;
 pub mod live;
 pub mod open;
+pub mod retune;
 pub mod show;
 pub mod sources;
 pub mod tree;

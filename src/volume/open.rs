@@ -221,8 +221,7 @@ pub async fn open_volume(
         return collection::open(location, config, on_file, report).await;
     }
     let plan = MemoryPlan::new(config.memory_bytes);
-    // A fetch ends before the read that waits for it, so that the read is answered with the fetch's own reason.
-    let fetch_timeout = config.io_timeout.mul_f64(0.9);
+    let fetch_timeout = fetch_timeout(config.io_timeout);
     let opened = open_blob(location, &config.sources, &plan, fetch_timeout, report).await?;
     let show = Show::new(&config.show);
     let source = location.to_string();
@@ -253,6 +252,11 @@ pub async fn open_volume(
         return Err(OpenError::new(&location.to_string(), why));
     }
     Ok(LiveVolume { volume: Arc::new(volume), live })
+}
+
+/// How long a fetch may take: it ends before the read that waits for it, so that the read is answered with the fetch's own reason.
+pub(super) fn fetch_timeout(io_timeout: Duration) -> Duration {
+    io_timeout.mul_f64(0.9)
 }
 
 /// Whether the stream begins with an archive's first element. Unreadable content says no: the blob mount then shows the error.

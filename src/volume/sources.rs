@@ -18,16 +18,17 @@ use crate::cache::{Cache, CacheConfig, Tiers};
 use crate::config::SourceConfig;
 use crate::digest::Digest;
 use crate::report::Report;
+use crate::store::figures::Observed;
 use crate::store::files::{ReadWhole, WholeFile, is_changed};
 use crate::store::local_files::local_info;
 use crate::store::location::{DEFAULT_STORE_NAME, FileLocation, Location};
 use crate::store::open::{StoreSpec, open_files, open_store_list, open_writable};
 use crate::store::retry::RetryPolicy;
 use crate::store::router::Router;
-use crate::store::{FileInfo, FileStore, FileVersion, Listed, Store, StoreError, StoreOptions};
+use crate::store::{FileInfo, FileStore, FileVersion, Listed, Store, StoreError, StoreOptions, WriteStore};
 
 /// What a local cache leaves free when nothing is said, in bytes: enough for a system to go on writing its logs.
-const DEFAULT_KEEP_FREE_BYTES: u64 = 128 << 20;
+pub(super) const DEFAULT_KEEP_FREE_BYTES: u64 = 128 << 20;
 
 /// The share of a read's time that one request may take, so that another one, or another mirror, can be asked as well.
 const REQUESTS_PER_READ: u32 = 3;
@@ -73,6 +74,31 @@ struct Kept {
 }
 
 impl Sources {
+    /// Sources over what keeps chunks already.
+    pub(super) fn with_tiers(
+        config: &SourceConfig,
+        plan: &MemoryPlan,
+        fetch_timeout: Duration,
+        tiers: Tiers,
+        report: &Arc<Report>,
+    ) -> Self {
+        let cache_config = CacheConfig {
+            memory_bytes: plan.memory_tier_bytes,
+            inflight_bytes: plan.inflight_bytes,
+            fetch_timeout,
+            is_offline: config.offline,
+        };
+        Self {
+            config: Arc::new(config.clone()),
+            cache_config,
+            block_config: cache_config,
+            tiers,
+            room: Arc::new(BlockRoom::new(&cache_config)),
+            report: Arc::clone(report),
+            kept: Mutex::default(),
+        }
+    }
+
     /// Opens what keeps chunks. Stores are opened when an index needs them.
     ///
     /// # Errors
@@ -83,21 +109,7 @@ impl Sources {
         fetch_timeout: Duration,
         report: &Arc<Report>,
     ) -> Result<Self, OpenError> {
-        let cache_config = CacheConfig {
-            memory_bytes: plan.memory_tier_bytes,
-            inflight_bytes: plan.inflight_bytes,
-            fetch_timeout,
-            is_offline: config.offline,
-        };
-        let mut sources = Self {
-            config: Arc::new(config.clone()),
-            cache_config,
-            block_config: cache_config,
-            tiers: Tiers::default(),
-            room: Arc::new(BlockRoom::new(&cache_config)),
-            report: Arc::clone(report),
-            kept: Mutex::default(),
-        };
+        let mut sources = Self::with_tiers(config, plan, fetch_timeout, Tiers::default(), report);
         let Some(text) = &config.cache else {
             return match config.offline {
                 true => Err(OpenError::new("offline", "there is no cache to read from (name one with -c)")),
@@ -121,9 +133,7 @@ impl Sources {
                 sources.tiers.disk = Some(opened);
             }
             location => {
-                // A cache that is slow or away is done without.
-                let options = StoreOptions { retry: RetryPolicy::NEVER, ..spec.options.clone() };
-                let store = open_writable(location, &options).map_err(|error| OpenError::new(text, error))?;
+                let store = keeper_store(text, location, &spec.options)?;
                 sources.tiers.keeper = Some(Arc::new(Keeper::new(store, Arc::clone(report))));
             }
         }
@@ -135,22 +145,11 @@ impl Sources {
     /// # Errors
     /// A store cannot be opened, or none is named and there is no default.
     pub fn cache(&self, location: &FileLocation) -> Result<Cache, OpenError> {
-        let fail = |error: StoreError| OpenError::new(&location.to_string(), error);
-        let texts = if self.config.offline { Vec::new() } else { self.stores_or_default(location)? };
+        let texts = self.store_texts(location)?;
         if let Some(cache) = self.kept().caches.get(&texts) {
             return Ok(cache.clone());
         }
-        let mut stores: Vec<Arc<dyn Store>> = Vec::new();
-        if let Some(keeper) = &self.tiers.keeper {
-            stores.push(Arc::clone(keeper.store()) as Arc<dyn Store>);
-        }
-        for text in &texts {
-            stores.extend(open_store_list(&[self.resolve(text)?]).map_err(fail)?);
-        }
-        let store: Arc<dyn Store> = match stores.len() {
-            1 => stores.remove(0),
-            _ => Arc::new(Router::new(stores)),
-        };
+        let store = self.store(location, self.tiers.keeper.as_ref().map(|keeper| keeper.store()))?;
         let mut kept = self.kept();
         let cache = match &kept.first {
             Some(first) => first.beside(store),
@@ -162,6 +161,62 @@ impl Sources {
         }
         kept.caches.insert(texts, cache.clone());
         Ok(cache)
+    }
+
+    /// How caches over these sources behave.
+    pub(super) fn cache_config(&self) -> CacheConfig {
+        self.cache_config
+    }
+
+    /// The stores that an index is read with, as they are named.
+    fn store_texts(&self, location: &FileLocation) -> Result<Vec<String>, OpenError> {
+        if self.config.offline { Ok(Vec::new()) } else { self.stores_or_default(location) }
+    }
+
+    /// The store that an index at `location` is read with, where `kept` is asked first, which keeps chunks.
+    pub(super) fn store(
+        &self,
+        location: &FileLocation,
+        kept: Option<Arc<dyn WriteStore>>,
+    ) -> Result<Arc<dyn Store>, OpenError> {
+        let fail = |error: StoreError| OpenError::new(&location.to_string(), error);
+        let mut stores: Vec<Arc<dyn Store>> = Vec::new();
+        if let Some(kept) = kept {
+            stores.push(Arc::new(Observed::new(kept)));
+        }
+        for text in &self.store_texts(location)? {
+            stores.extend(open_store_list(&[self.resolve(text)?]).map_err(fail)?);
+        }
+        Ok(match stores.len() {
+            1 => stores.remove(0),
+            _ => Arc::new(Router::new(stores)),
+        })
+    }
+
+    /// The place that keeps chunks, opened anew as the settings say by now; `None` for a directory.
+    pub(super) fn kept_again(&self) -> Result<Option<Arc<dyn WriteStore>>, OpenError> {
+        let Some(text) = self.config.cache.as_ref().filter(|_| self.tiers.keeper.is_some()) else { return Ok(None) };
+        match self.resolve(text)?.as_slice() {
+            [spec] => keeper_store(text, &spec.location, &spec.options).map(Some),
+            _ => Err(OpenError::new(text, "a cache is one place, not a group of mirrors")),
+        }
+    }
+
+    /// The place of an archive in a store, opened anew as the settings say by now; `None` when no store is to be asked.
+    pub(super) fn files_again(&self, location: &FileLocation) -> Result<Option<Arc<dyn FileStore>>, OpenError> {
+        match self.config.offline {
+            true => Ok(None),
+            false => Ok(Some(self.files(location, Some(self.share()))?.0)),
+        }
+    }
+
+    /// Refuses stores that are the cache.
+    pub(super) fn check_stores(&self) -> Result<(), OpenError> {
+        let Some(text) = &self.config.cache else { return Ok(()) };
+        match self.resolve(text)?.as_slice() {
+            [StoreSpec { location: Location::Local(path), .. }] => self.check_not_a_store(path),
+            _ => Ok(()),
+        }
     }
 
     /// The bytes of an index, and when it was modified.
@@ -478,6 +533,12 @@ impl Sources {
         }
         Ok(vec![beside])
     }
+}
+
+/// A store that keeps chunks. One that is slow or away is done without.
+fn keeper_store(text: &str, location: &Location, options: &StoreOptions) -> Result<Arc<dyn WriteStore>, OpenError> {
+    let options = StoreOptions { retry: RetryPolicy::NEVER, ..options.clone() };
+    open_writable(location, &options).map_err(|error| OpenError::new(text, error))
 }
 
 /// What a remote file is kept under: all of its location counts, also what is not shown of it.

@@ -97,8 +97,8 @@ impl Seldom {
 #[derive(Debug)]
 pub(super) struct Space {
     root: PathBuf,
-    quota_bytes: Option<u64>,
-    keep_free_bytes: u64,
+    /// Changed as a whole; held only to copy.
+    limits: Mutex<Limits>,
     /// When the file system was asked last; nothing else is done under this lock.
     asked: Mutex<Option<Instant>>,
     free_bytes: AtomicU64,
@@ -107,12 +107,18 @@ pub(super) struct Space {
     share_bytes: AtomicU64,
 }
 
+/// What the settings say of room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Limits {
+    quota_bytes: Option<u64>,
+    keep_free_bytes: u64,
+}
+
 impl Space {
     pub(super) fn new(root: &Path, quota_bytes: Option<u64>, keep_free_bytes: u64) -> Self {
         Self {
             root: root.to_owned(),
-            quota_bytes,
-            keep_free_bytes,
+            limits: Mutex::new(Limits { quota_bytes, keep_free_bytes }),
             asked: Mutex::new(None),
             free_bytes: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
@@ -142,14 +148,32 @@ impl Space {
 
     /// How many bytes the cache may have.
     pub(super) fn quota_bytes(&self) -> u64 {
-        self.quota_bytes.unwrap_or_else(|| self.share_bytes.load(Ordering::Relaxed))
+        self.limits().quota_bytes.unwrap_or_else(|| self.share_bytes.load(Ordering::Relaxed))
     }
 
     /// How many bytes are lacking if so many more are to be written.
     pub(super) fn lacking_bytes(&self, n_bytes: u64) -> u64 {
-        let needed =
-            self.keep_free_bytes.saturating_add(self.written_bytes.load(Ordering::Relaxed)).saturating_add(n_bytes);
+        let needed = self
+            .limits()
+            .keep_free_bytes
+            .saturating_add(self.written_bytes.load(Ordering::Relaxed))
+            .saturating_add(n_bytes);
         needed.saturating_sub(self.free_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Other limits hold from now on. Tells whether they are others.
+    pub(super) fn set_limits(&self, quota_bytes: Option<u64>, keep_free_bytes: u64) -> bool {
+        let new = Limits { quota_bytes, keep_free_bytes };
+        std::mem::replace(&mut *self.limits.lock().unwrap_or_else(PoisonError::into_inner), new) != new
+    }
+
+    /// How many bytes of the file system are to stay free.
+    pub(super) fn keep_free_bytes(&self) -> u64 {
+        self.limits().keep_free_bytes
+    }
+
+    fn limits(&self) -> Limits {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// So many bytes were written.

@@ -117,6 +117,19 @@ impl MountOptions {
         Ok(())
     }
 
+    /// The options of a list as they are named, each with its value: our own, and the flags that every file system has. What is for others is left out.
+    ///
+    /// # Errors
+    /// As [`MountOptions::parse`], for quotes only.
+    pub fn named(list: &str) -> Result<Vec<(String, Option<String>)>, OptionError> {
+        let named = |item: String| match item.split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (item, None),
+        };
+        let all = split(list)?.into_iter().map(named);
+        Ok(all.filter(|(name, _)| MountOption::find(name).is_some() || vfs_option(name).is_some()).collect())
+    }
+
     fn add(&mut self, name: &str, value: Option<&str>, unknown: Unknown) -> Result<(), OptionError> {
         if let Some(option) = MountOption::find(name) {
             return option.apply(&mut self.config, value);
@@ -237,6 +250,15 @@ mod tests {
         options.parse("store=b,exec", Unknown::Refuse).unwrap();
         assert_eq!(options.config.sources.stores, ["a", "b"]);
         assert_eq!(options.flags, VfsFlags::default());
+    }
+
+    #[test]
+    fn options_are_named_as_they_are_given() {
+        let named = MountOptions::named(r#"rw,_netdev,"store=a,b",noexec,cache_size=1G,user=x,offline"#).unwrap();
+        let shown: Vec<_> = named.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect();
+        let wanted =
+            [("rw", None), ("store", Some("a,b")), ("noexec", None), ("cache_size", Some("1G")), ("offline", None)];
+        assert_eq!(shown, wanted);
     }
 
     #[test]

@@ -77,6 +77,22 @@ impl VfsFlags {
         self.0.set(option.flag, option.set);
     }
 
+    /// The flags of a mount, as the mount table shows them, with options over them that are named in their order. Names that are no
+    /// flags are passed over; it stays read-only.
+    pub(in crate::mount) fn over_shown(shown: &str, names: &[String]) -> Self {
+        let mut flags = Self(MsFlags::MS_RDONLY);
+        for name in shown.split(',').chain(names.iter().map(String::as_str)) {
+            let Some(option) = vfs_option(name) else { continue };
+            // Of the three ways to keep access times one holds, and the last one named counts.
+            let of_times = MsFlags::MS_NOATIME | MsFlags::MS_RELATIME | MsFlags::MS_STRICTATIME;
+            if option.set && of_times.contains(option.flag) && !option.flag.is_empty() {
+                flags.0.remove(of_times);
+            }
+            flags.apply(option);
+        }
+        flags
+    }
+
     /// For mount(2).
     pub(in crate::mount) fn kernel(self) -> MsFlags {
         self.0
@@ -109,6 +125,21 @@ mod tests {
         }
         assert_eq!(flags.kernel(), MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME);
         assert_eq!(flags.fusermount(), "ro,noexec,noatime");
+    }
+
+    #[test]
+    fn options_go_over_the_flags_of_a_mount() {
+        let over = |shown: &str, names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            VfsFlags::over_shown(shown, &names).kernel()
+        };
+        let shown = "ro,nosuid,nodev,relatime";
+        let now = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RELATIME;
+        assert_eq!(over(shown, &[]), now);
+        assert_eq!(over(shown, &["rw", "remount", "_netdev"]), now);
+        assert_eq!(over(shown, &["noexec", "suid"]), (now | MsFlags::MS_NOEXEC) - MsFlags::MS_NOSUID);
+        assert_eq!(over(shown, &["noatime"]), (now | MsFlags::MS_NOATIME) - MsFlags::MS_RELATIME);
+        assert_eq!(over("ro,noexec,noatime", &["exec", "relatime"]), MsFlags::MS_RDONLY | MsFlags::MS_RELATIME);
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! Numbers about a server, in Prometheus' text format.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::{Method, StatusCode};
 
-use crate::report::Counter;
+use crate::report::gauge::Inside;
+use crate::report::prometheus::{buckets, counter, family, gauge, sample};
+use crate::report::{Counter, Gauge};
 
 /// Upper ends of the buckets of the time to an answer's head, in seconds: from a chunk in the page cache to a far store on retry.
 const BUCKETS_SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0, 60.0];
@@ -22,8 +22,8 @@ pub struct Metrics {
     pub sent_bytes: Counter,
     /// Connections accepted.
     pub n_accepted: Counter,
-    n_connections: AtomicU64,
-    n_in_flight: AtomicU64,
+    n_connections: Gauge,
+    n_in_flight: Gauge,
     /// Never held over I/O or await.
     answered: Mutex<Answered>,
 }
@@ -37,33 +37,16 @@ struct Answered {
     total_time: Duration,
 }
 
-/// Something that is counted as long as it is there.
-#[derive(Debug)]
-pub struct Gauge<'a>(&'a AtomicU64);
-
-impl<'a> Gauge<'a> {
-    fn new(number: &'a AtomicU64) -> Self {
-        number.fetch_add(1, Ordering::Relaxed);
-        Self(number)
-    }
-}
-
-impl Drop for Gauge<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl Metrics {
     /// Counts a connection until it is dropped.
-    pub fn connection(&self) -> Gauge<'_> {
+    pub fn connection(&self) -> Inside<'_> {
         self.n_accepted.add(1);
-        Gauge::new(&self.n_connections)
+        self.n_connections.enter()
     }
 
     /// Counts a request that is being answered until it is dropped.
-    pub fn in_flight(&self) -> Gauge<'_> {
-        Gauge::new(&self.n_in_flight)
+    pub fn in_flight(&self) -> Inside<'_> {
+        self.n_in_flight.enter()
     }
 
     /// Counts an answer.
@@ -88,17 +71,12 @@ impl Metrics {
         family(&mut text, "caifs_http_requests_total", "counter", "Requests answered.");
         let answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
         for ((method, status), n) in &answered.by_status {
-            line(&mut text, &format!("caifs_http_requests_total{{method=\"{method}\",status=\"{status}\"}}"), n);
+            let labels = [("method", *method), ("status", &status.to_string())];
+            sample(&mut text, "caifs_http_requests_total", &labels, n);
         }
         let name = "caifs_http_request_duration_seconds";
         family(&mut text, name, "histogram", "Time from a request's head to its answer's head.");
-        let mut n_up_to = 0;
-        for (end, n) in BUCKETS_SECONDS.iter().map(f64::to_string).chain(["+Inf".to_owned()]).zip(answered.by_time) {
-            n_up_to += n;
-            line(&mut text, &format!("{name}_bucket{{le=\"{end}\"}}"), n_up_to);
-        }
-        line(&mut text, &format!("{name}_sum"), answered.total_time.as_secs_f64());
-        line(&mut text, &format!("{name}_count"), n_up_to);
+        buckets(&mut text, name, &[], &BUCKETS_SECONDS, &answered.by_time, answered.total_time.as_secs_f64());
         drop(answered);
         counter(
             &mut text,
@@ -108,29 +86,10 @@ impl Metrics {
         );
         counter(&mut text, "caifs_http_sent_bytes_total", "Bytes sent, headers included.", &self.sent_bytes);
         counter(&mut text, "caifs_http_accepted_connections_total", "Connections accepted.", &self.n_accepted);
-        for (name, help, number) in [
-            ("caifs_http_connections", "Connections open now.", &self.n_connections),
-            ("caifs_http_requests_in_flight", "Requests being answered now.", &self.n_in_flight),
-        ] {
-            family(&mut text, name, "gauge", help);
-            line(&mut text, name, number.load(Ordering::Relaxed));
-        }
+        gauge(&mut text, "caifs_http_connections", "Connections open now.", &self.n_connections);
+        gauge(&mut text, "caifs_http_requests_in_flight", "Requests being answered now.", &self.n_in_flight);
         text
     }
-}
-
-/// Writes one counter.
-pub fn counter(text: &mut String, name: &str, help: &str, counter: &Counter) {
-    family(text, name, "counter", help);
-    line(text, name, counter.get());
-}
-
-fn family(text: &mut String, name: &str, kind: &str, help: &str) {
-    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-}
-
-fn line(text: &mut String, name: &str, value: impl std::fmt::Display) {
-    let _ = writeln!(text, "{name} {value}");
 }
 
 #[cfg(test)]

@@ -1,0 +1,309 @@
+//! `caifs top`: what happens in mounts, live: rates a second from one look to the next.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write as _};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::figures::{bytes, fitted, percent, safe, span};
+use super::runtime_dir::runtime_dir;
+use crate::config::units::parse_span;
+use crate::mount::control::client::{Place, all, ask_all, place_of};
+use crate::mount::control::protocol::Status;
+use crate::sys::{KeyMode, terminal_size};
+
+/// The shortest time between two looks.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Requests shown of each mount.
+const MAX_REQUESTS: usize = 5;
+
+/// Arguments of `top`.
+#[derive(Debug, clap::Args)]
+pub struct TopArgs {
+    /// The mountpoint [default: all mounts of this user].
+    #[arg(value_name = "DIR")]
+    pub mountpoint: Option<PathBuf>,
+    /// From one look to the next, at least 100ms.
+    #[arg(short, long, value_name = "TIME", default_value = "1s")]
+    pub interval: String,
+    /// End after so many looks [default: with q or Ctrl-C].
+    #[arg(short = 'n', long, value_name = "N")]
+    pub count: Option<u64>,
+}
+
+pub fn run(args: &TopArgs) -> Result<()> {
+    let interval = parse_span(&args.interval)
+        .filter(|interval| *interval >= MIN_INTERVAL)
+        .ok_or_else(|| anyhow!("--interval: {:?} is not a time of at least 100ms, such as 1s", args.interval))?;
+    let dir = runtime_dir();
+    let stdout = io::stdout();
+    let screen = stdout.is_terminal().then(Screen::begin).transpose()?;
+    let mut before: HashMap<String, (Instant, Status)> = HashMap::new();
+    let mut n_looks = 0;
+    loop {
+        let places: Vec<Place> = match &args.mountpoint {
+            Some(mountpoint) => vec![place_of(&dir, mountpoint)?],
+            None => all(&dir)?,
+        };
+        let mut text = String::new();
+        let mut seen = HashMap::new();
+        for (place, status) in ask_all(&dir, places) {
+            match status {
+                Ok(status) => {
+                    let now = Instant::now();
+                    let last = before.get(&status.device);
+                    text.push_str(&section(&status, last.map(|(at, status)| ((now - *at).as_secs_f64(), status))));
+                    seen.insert(status.device.clone(), (now, status));
+                }
+                Err(error) => {
+                    let _ = writeln!(text, "{}: {}", safe(&place.name().to_string_lossy()), safe(&error.to_string()));
+                }
+            }
+        }
+        if text.is_empty() {
+            text.push_str("no mounts of caifs\n");
+        }
+        before = seen;
+        n_looks += 1;
+        match &screen {
+            Some(screen) => screen.show(&text, interval)?,
+            None => stdout.lock().write_all(format!("{text}\n").as_bytes())?,
+        }
+        if args.count.is_some_and(|count| n_looks >= count) {
+            return Ok(());
+        }
+        match &screen {
+            Some(screen) => {
+                if screen.wait(interval) {
+                    return Ok(());
+                }
+            }
+            None => std::thread::sleep(interval),
+        }
+    }
+}
+
+/// Lines about one mount; `before` is what it was so many seconds ago.
+fn section(status: &Status, before: Option<(f64, &Status)>) -> String {
+    // A mount with the same number that was made meanwhile is another one.
+    let before = before.filter(|(_, last)| last.pid == status.pid && last.uptime_seconds <= status.uptime_seconds);
+    let rate = |value: &dyn Fn(&Status) -> u64| match before {
+        Some((seconds, last)) if seconds > 0.0 => value(status).saturating_sub(value(last)) as f64 / seconds,
+        _ => 0.0,
+    };
+    let per_second = |value: &dyn Fn(&Status) -> u64| format!("{}/s", bytes(rate(value) as u64));
+    let answered = |status: &Status| status.requests.answered.iter().map(|(_, n)| n).sum::<u64>();
+    let mut text = String::new();
+    let _ = writeln!(
+        text,
+        "{}  {} of {}  pid {}, up {}, {} resident",
+        safe(&status.mountpoint),
+        status.kind,
+        fitted(&safe(&status.source), 60),
+        status.pid,
+        span(status.uptime_seconds),
+        bytes(status.rss_bytes)
+    );
+    let present = status.present.as_ref().map_or_else(|| "?".to_owned(), |present| percent(present.any));
+    let _ = writeln!(
+        text,
+        "  read {}  fetched {}  {:.0} requests/s  {:.0} fetches/s  {:.0} errors/s  EIO {}  present {present}",
+        per_second(&|status| status.totals.read_bytes),
+        per_second(&|status| status.totals.fetched_bytes),
+        rate(&answered),
+        rate(&|status| status.totals.n_fetches),
+        rate(&|status| status.totals.n_store_errors),
+        status.totals.n_eio
+    );
+    let tiers: Vec<String> = status.tiers.iter().map(|tier| tier_now(tier.name.as_str(), status, before)).collect();
+    let _ = writeln!(text, "  {}", tiers.join("  "));
+    for (place, store) in status.stores.iter().enumerate() {
+        let of_store = |value: fn(&crate::mount::control::protocol::StoreStatus) -> u64| {
+            rate(&|status: &Status| status.stores.get(place).map_or(0, value))
+        };
+        let health = match store.set_aside_seconds {
+            Some(seconds) if !store.is_healthy => format!("aside for {}", span(seconds)),
+            _ => "ok".to_owned(),
+        };
+        let latency = store.p95_seconds.map_or_else(String::new, |p95| format!("  95 % in {}", span(p95)));
+        let _ = writeln!(
+            text,
+            "  store {}  {health}  {:.0}/s, {} under way, {:.0} failed/s  {}/s{latency}",
+            fitted(&safe(&store.name), 60),
+            of_store(|store| store.n_requests),
+            store.n_in_flight,
+            of_store(|store| store.n_failed),
+            bytes(of_store(|store| store.found_bytes) as u64)
+        );
+    }
+    let requests = &status.requests;
+    let _ = writeln!(
+        text,
+        "  {} requests wait ({} for chunks), {} chunks under way",
+        requests.n_in_flight, requests.n_waiting_for_chunks, status.fetches.n_in_flight
+    );
+    for request in requests.oldest.iter().take(MAX_REQUESTS) {
+        let _ = writeln!(
+            text,
+            "    {} for {}  inode {}  offset {}  {} bytes",
+            request.op,
+            span(request.age_seconds),
+            request.ino,
+            request.offset,
+            request.n_bytes
+        );
+    }
+    text
+}
+
+/// How often a tier had what was asked, since the last look; and how full it is.
+fn tier_now(name: &str, status: &Status, before: Option<(f64, &Status)>) -> String {
+    let figures = |status: &Status| {
+        status.tiers.iter().find(|tier| tier.name == name).map_or((0, 0), |tier| (tier.n_hits, tier.n_misses))
+    };
+    let (hits, misses) = figures(status);
+    let (hits_before, misses_before) = before.map_or((0, 0), |(_, last)| figures(last));
+    let (hits, misses) = (hits.saturating_sub(hits_before), misses.saturating_sub(misses_before));
+    let rate = match hits + misses {
+        0 => "idle".to_owned(),
+        n => format!("{} found", percent(hits as f64 / n as f64)),
+    };
+    let tier = status.tiers.iter().find(|tier| tier.name == name);
+    let full = tier.and_then(|tier| tier.used_bytes.zip(tier.limit_bytes));
+    let full = full.map_or_else(String::new, |(used, limit)| format!(", {} of {}", bytes(used), bytes(limit)));
+    format!("{name} {rate}{full}")
+}
+
+/// The terminal while it shows nothing but this; as it was afterwards.
+struct Screen {
+    stdin: io::Stdin,
+    has_keys: bool,
+}
+
+impl Screen {
+    /// Another screen, without cursor.
+    fn begin() -> io::Result<Self> {
+        let stdin = io::stdin();
+        let has_keys = stdin.is_terminal();
+        let mut out = io::stdout().lock();
+        out.write_all(b"\x1b[?1049h\x1b[?25l")?;
+        out.flush()?;
+        Ok(Self { stdin, has_keys })
+    }
+
+    /// Shows as much as fits.
+    fn show(&self, text: &str, interval: Duration) -> io::Result<()> {
+        let (columns, rows) = terminal_size(io::stdout().as_fd()).unwrap_or((80, 24));
+        let time = jiff::Zoned::now().strftime("%H:%M:%S").to_string();
+        let head = format!("caifs top  {time}  every {}  q ends", span(interval.as_secs_f64()));
+        let mut page = String::from("\x1b[H");
+        for line in std::iter::once(head.as_str()).chain(text.lines()).take(usize::from(rows)) {
+            let line: String = line.chars().take(usize::from(columns)).collect();
+            // What a longer line left there before is cleared; the last line has no end, or everything would move up.
+            let _ = write!(page, "{line}\x1b[K\r\n");
+        }
+        let page = page.strip_suffix("\r\n").unwrap_or(&page);
+        let mut out = io::stdout().lock();
+        out.write_all(page.as_bytes())?;
+        out.write_all(b"\x1b[J")?;
+        out.flush()
+    }
+
+    /// Waits for the next look, or for a key. Gives whether it is time to end.
+    fn wait(&self, interval: Duration) -> bool {
+        let deadline = Instant::now() + interval;
+        let keys = self.has_keys.then(|| KeyMode::begin(self.stdin.as_fd()).ok()).flatten();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            if keys.is_none() {
+                std::thread::sleep(left);
+                return false;
+            }
+            let mut fds = [PollFd::new(self.stdin.as_fd(), PollFlags::POLLIN)];
+            let millis = u16::try_from(left.as_millis()).unwrap_or(u16::MAX);
+            // A signal such as that of another window size: the next page fits again.
+            if poll(&mut fds, PollTimeout::from(millis)).is_err() {
+                return false;
+            }
+            if fds[0].any() == Some(true) {
+                let mut key = [0; 16];
+                match nix::unistd::read(self.stdin.as_fd(), &mut key) {
+                    // The terminal is gone.
+                    Ok(0) | Err(_) => return true,
+                    Ok(n) if key[..n].iter().any(|key| matches!(key, b'q' | b'Q' | 0x1b | 0x03)) => return true,
+                    Ok(_) => {}
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        let mut out = io::stdout().lock();
+        drop(out.write_all(b"\x1b[?25h\x1b[?1049l"));
+        drop(out.flush());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mount::control::protocol::{StoreStatus, TierStatus};
+
+    fn status(n: u64) -> Status {
+        let mut status = Status {
+            mountpoint: "/m".into(),
+            source: "s".into(),
+            kind: "tree".into(),
+            pid: 7,
+            uptime_seconds: n as f64,
+            ..Status::default()
+        };
+        status.totals.read_bytes = n << 20;
+        status.totals.fetched_bytes = n << 10;
+        status.requests.answered = vec![("read".into(), 10 * n), ("lookup".into(), n)];
+        status.tiers.push(TierStatus {
+            name: "memory".into(),
+            n_hits: 3 * n,
+            n_misses: n,
+            used_bytes: Some(1),
+            limit_bytes: Some(2),
+            ..TierStatus::default()
+        });
+        status.stores.push(StoreStatus {
+            name: "http://h".into(),
+            is_healthy: true,
+            n_requests: 5 * n,
+            found_bytes: n << 10,
+            ..StoreStatus::default()
+        });
+        status
+    }
+
+    #[test]
+    fn rates_are_of_the_time_between_two_looks() {
+        let (first, second) = (status(10), status(20));
+        let shown = section(&second, Some((2.0, &first)));
+        for wanted in [
+            "read 5.0 MiB/s  fetched 5.0 KiB/s  55 requests/s",
+            "memory 75 % found, 1 B of 2 B",
+            "store http://h  ok  25/s, 0 under way, 0 failed/s  5.0 KiB/s",
+        ] {
+            assert!(shown.contains(wanted), "{wanted} is not in\n{shown}");
+        }
+        let new = Status { pid: 8, ..status(30) };
+        assert!(section(&new, Some((2.0, &second))).contains("read 0 B/s"), "another process is another mount");
+        assert!(section(&first, None).contains("  0 requests/s"));
+        assert!(section(&first, Some((1.0, &first))).contains("memory idle"));
+    }
+}

@@ -1,0 +1,82 @@
+//! `remount`: other flags of the kernel, and other options, for a mount that is served already. No second service is started.
+//!
+//! Flags such as `noexec` are of the mount, and the kernel changes them; options of our own are put over those in force by the service itself.
+//! Invariant: options that cannot change are refused by name, and then nothing changed.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::MsFlags;
+
+use super::MountError;
+use super::control::client::{ask_place, place_of};
+use super::control::paths::find;
+use super::control::protocol::{Changed, RefusalKind};
+use super::control::{ControlError, Reply, Request};
+use super::options::VfsFlags;
+use super::reload::Given;
+use super::table::MountTable;
+
+/// What is to be another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remount {
+    /// Where.
+    pub mountpoint: PathBuf,
+    /// What is to be mounted there, as mount tables show it; nothing else is changed.
+    pub source: Option<std::ffi::OsString>,
+    /// Flags by the names that options have, in their order.
+    pub flags: Vec<String>,
+    /// Options of our own.
+    pub options: Vec<Given>,
+}
+
+/// Changes a mount.
+///
+/// # Errors
+/// Nothing of ours is there, or another source; an option cannot change; the service does not answer; the kernel refuses.
+pub fn remount(runtime_dir: &Path, wanted: &Remount) -> Result<Changed, MountError> {
+    let table = MountTable::read().map_err(MountError::Table)?;
+    let problem = |problem: &str| MountError::mountpoint(&wanted.mountpoint, problem);
+    let entry = match find(&table, &wanted.mountpoint) {
+        Ok(Some((entry, true))) => entry,
+        Ok(Some((_, false)) | None) => {
+            return Err(problem("nothing of caifs is mounted there, so it cannot be remounted"));
+        }
+        Err(error) => return Err(problem(&error.to_string())),
+    };
+    if let Some(source) = wanted.source.as_deref().filter(|source| *source != entry.source) {
+        let reason = format!("{} is mounted there, and not {}", entry.source.display(), OsStr::new(source).display());
+        return Err(problem(&reason));
+    }
+    let mut changed = Changed::default();
+    if !wanted.options.is_empty() {
+        let request = Request::Remount { options: wanted.options.clone() };
+        let place = place_of(runtime_dir, &wanted.mountpoint).map_err(no_answer)?;
+        if let Reply::Changed(reply) = ask_place(runtime_dir, &place, &request).map_err(no_answer)? {
+            changed = reply;
+        }
+    }
+    let flags = VfsFlags::over_shown(&entry.options, &wanted.flags);
+    if flags != VfsFlags::over_shown(&entry.options, &[]) {
+        let how = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags.kernel();
+        // Of the mountpoint only the way to it is followed: the kernel asks the file system nothing.
+        let done = nix::mount::mount(None::<&str>, &entry.mountpoint, None::<&str>, how, None::<&str>);
+        match done {
+            Ok(()) => {}
+            Err(Errno::EPERM) => return Err(problem("only root can change flags of a mount")),
+            Err(error) => return Err(MountError::Kernel(error.into())),
+        }
+    }
+    Ok(changed)
+}
+
+fn no_answer(error: ControlError) -> MountError {
+    match error {
+        ControlError::Refused(refusal) if refusal.kind == RefusalKind::Fixed => {
+            MountError::Reported { exit_code: 1, reason: refusal.message }
+        }
+        ControlError::Refused(refusal) => MountError::Reported { exit_code: 32, reason: refusal.message },
+        error => MountError::Background(format!("options of caifs itself need its control socket: {error}")),
+    }
+}
