@@ -1,6 +1,7 @@
 //! `caifs mount`.
 
 use std::cell::OnceCell;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,9 +10,8 @@ use tokio::runtime::Runtime;
 
 use super::args::MountArgs;
 use super::settings;
-use crate::config::MountConfig;
 use crate::fuse;
-use crate::mount::options::{MountOptions, Unknown};
+use crate::mount::options::{MountOption, MountOptions, Unknown};
 use crate::mount::run::Served;
 use crate::mount::{BoxError, MountError, MountRequest, Place};
 use crate::report::Report;
@@ -20,10 +20,10 @@ use crate::volume::Live;
 use crate::volume::open::open_volume;
 
 /// Exit code of mount(8) for wrong arguments.
-const USAGE: u8 = 1;
+pub(super) const USAGE: u8 = 1;
 
 pub fn run(args: MountArgs) -> ExitCode {
-    let (message, exit_code) = match options(&args) {
+    let (message, exit_code) = match options(&args, Unknown::Refuse) {
         Err(error) => (format!("{error:#}"), USAGE),
         Ok(options) => match mount(args, options) {
             Ok(()) => return ExitCode::SUCCESS,
@@ -34,20 +34,14 @@ pub fn run(args: MountArgs) -> ExitCode {
     ExitCode::from(exit_code)
 }
 
-fn mount(args: MountArgs, options: Typed) -> Result<(), MountError> {
-    let (location, source) = match options.location {
-        // A file is named by its full path in the mount table, as mount(8) does it, whatever directory it was named from.
-        FileLocation::Local(path) => {
-            let path = path.canonicalize().or_else(|_| std::path::absolute(&path)).unwrap_or(path);
-            (FileLocation::Local(path.clone()), path.into_os_string())
-        }
-        elsewhere => (elsewhere, args.spec.into_os_string()),
-    };
-    let options = options.options;
+/// Mounts what was typed: the one way for people and for mount(8).
+pub(super) fn mount(args: MountArgs, options: Typed) -> Result<(), MountError> {
+    let Typed { location, source, options } = options;
     let request = MountRequest {
         source,
         mountpoint: args.mountpoint,
         flags: options.flags,
+        kernel: options.kernel,
         allow_other: options.config.allow_other,
         place: if args.foreground { Place::Foreground } else { Place::Background },
         ready_timeout: options.config.service.mount_timeout,
@@ -71,18 +65,21 @@ fn mount(args: MountArgs, options: Typed) -> Result<(), MountError> {
 }
 
 /// What was typed, read.
-struct Typed {
-    location: FileLocation,
-    options: MountOptions,
+pub(super) struct Typed {
+    pub(super) location: FileLocation,
+    /// What the mount table is to show, but for secrets.
+    pub(super) source: OsString,
+    pub(super) options: MountOptions,
 }
 
-fn options(args: &MountArgs) -> anyhow::Result<Typed> {
-    let location = FileLocation::parse(args.spec.as_os_str())?;
+/// Reads what was typed, over what files say.
+pub(super) fn options(args: &MountArgs, unknown: Unknown) -> anyhow::Result<Typed> {
+    let (location, source) = named(FileLocation::parse(args.spec.as_os_str())?, &args.spec);
     if location == FileLocation::Stdio {
         anyhow::bail!("a mount cannot be read from standard input");
     }
     // Read twice: first to learn which file to read, then over what the files say.
-    let typed = over(MountConfig::default(), args)?;
+    let typed = over(MountOptions::default(), args, unknown)?;
     let config_file = args.stores.access.config_file.as_ref().or(typed.config.config_file.as_ref());
     let configuration = settings::load(config_file.map(PathBuf::as_path))?;
     let mut defaults = settings::mount_defaults(&configuration)?;
@@ -97,7 +94,12 @@ fn options(args: &MountArgs) -> anyhow::Result<Typed> {
         }
         defaults.sources.stores.clear();
     }
-    let mut options = over(defaults, args)?;
+    let of_files = configuration.mount.iter().filter_map(|entry| {
+        let option = MountOption::find(&entry.name)?;
+        Some((option.name, entry.value.clone()))
+    });
+    let defaults = MountOptions { config: defaults, given: of_files.collect(), ..MountOptions::default() };
+    let mut options = over(defaults, args, unknown)?;
     options.config = settings::finish(options.config, configuration)?;
     if let Some(cache) = typed.config.sources.cache {
         // Over one in a store file that the configuration names.
@@ -116,14 +118,23 @@ fn options(args: &MountArgs) -> anyhow::Result<Typed> {
     }
     places.extend(sources.cache.clone());
     check_not_covered(&args.mountpoint, &places)?;
-    Ok(Typed { location, options })
+    Ok(Typed { location, source, options })
+}
+
+/// The location to open, and its name in the mount table: what mount(8) takes for the same when it looks whether a line of fstab is
+/// mounted. That is the full path of a file, whatever directory and symlinks it was named by, and any other text as it is.
+fn named(location: FileLocation, typed: &Path) -> (FileLocation, OsString) {
+    let FileLocation::Local(path) = location else { return (location, typed.into()) };
+    let full = path.canonicalize().or_else(|_| std::path::absolute(&path)).unwrap_or(path);
+    let is_url = typed.to_str().is_some_and(|text| text.contains("://"));
+    let source = if is_url { typed.into() } else { full.clone().into_os_string() };
+    (FileLocation::Local(full), source)
 }
 
 /// Mount options, and flags, over settings. Every flag is an option of the same name, and overrules `-o`.
-fn over(config: MountConfig, args: &MountArgs) -> anyhow::Result<MountOptions> {
-    let mut options = MountOptions { config, ..MountOptions::default() };
+fn over(mut options: MountOptions, args: &MountArgs, unknown: Unknown) -> anyhow::Result<MountOptions> {
     for list in &args.options {
-        options.parse(list, Unknown::Refuse)?;
+        options.parse(list, unknown)?;
     }
     let mut given = args.stores.given();
     given.extend(args.mount_options.given());
