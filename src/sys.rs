@@ -3,7 +3,8 @@
 //! * [`MappedFile`]: a file in memory that stays readable when somebody truncates it.
 //! * [`fork`]: split the process, refused when threads exist.
 //! * [`catch_signals`]: signals as bytes of a stream.
-//! * [`receive_fd`], [`read_at_nowait`]: a descriptor from a socket; a read that does not wait for the disk.
+//! * [`receive_fd`], [`inherited_fd`], [`read_at_nowait`]: a descriptor from a socket, one left open by whoever started us; a read
+//!   that does not wait for the disk.
 //! * [`terminal_size`], [`KeyMode`]: a terminal and its keys.
 //! * [`attributes`]: what Linux knows of a file beyond stat(2), for making archives.
 //!
@@ -15,7 +16,7 @@ mod mapped;
 mod process;
 mod terminal;
 
-pub use file::{read_at_nowait, receive_fd};
+pub use file::{inherited_fd, read_at_nowait, receive_fd};
 pub use mapped::MappedFile;
 pub use process::{Forked, catch_signals, fork};
 pub use terminal::{KeyMode, terminal_size};

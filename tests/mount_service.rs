@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use caifs::mount::attach::{AttachRequest, READ_AHEAD_KIB, attach};
 use caifs::mount::detach::{How, Unmounted, unmount_path};
-use caifs::mount::options::VfsFlags;
+use caifs::mount::options::{KernelOptions, VfsFlags};
 use caifs::mount::run::Place;
 use caifs::mount::table::{MountEntry, MountTable};
 use caifs::mount::{FS_TYPE, MountError};
@@ -390,6 +390,7 @@ fn only_our_own_mount_is_ever_unmounted() {
         source: &source,
         root_kind: FileKind::Directory,
         flags: VfsFlags::default(),
+        kernel: &KernelOptions::default(),
         allow_other: false,
     };
     let mounted = attach(&request).expect("mounted");
@@ -422,6 +423,7 @@ fn a_mount_that_has_gone_leaves_its_successor_alone_even_with_the_same_numbers()
             source: &source,
             root_kind: FileKind::Directory,
             flags: VfsFlags::default(),
+            kernel: &KernelOptions::default(),
             allow_other: false,
         };
         attach(&request).expect("mounted")

@@ -2,6 +2,7 @@
 //!
 //! * [`args`] defines every verb and flag once; help, man pages and completions come from it.
 //! * One file a verb does the work of the verb, with [`store_flags`], [`places`] and [`output`] shared.
+//! * [`helper`] is called by mount(8), and reads its arguments before clap would.
 //! * [`settings`] lays flags over files and the environment.
 //!
 //! Invariant: an error is one line, `caifs: …`; a reader of our output that goes away early is no error.
@@ -13,6 +14,7 @@ mod config;
 mod demo;
 mod figures;
 mod given;
+mod helper;
 mod inspect;
 mod ls;
 mod make;
@@ -51,6 +53,10 @@ const EXIT_FAILURE: u8 = 1;
 
 /// Runs the program and gives its exit code.
 pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let argv: Vec<OsString> = argv.into_iter().collect();
+    if let Some(exit_code) = helper::run(&argv) {
+        return exit_code;
+    }
     let args = match Args::try_parse_from(argv) {
         Ok(args) => args,
         Err(error) => {

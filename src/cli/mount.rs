@@ -1,7 +1,7 @@
 //! `caifs mount`.
 
 use std::cell::Cell;
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,10 +12,9 @@ use super::args::MountArgs;
 use super::given::Again;
 use super::service::{self, Beside, Fresh};
 use super::{remount, settings};
-use crate::config::MountConfig;
 use crate::fuse;
 use crate::mount::control::MountedAt;
-use crate::mount::options::{MountOptions, Unknown};
+use crate::mount::options::{MountOption, MountOptions, Unknown};
 use crate::mount::run::Served;
 use crate::mount::{BoxError, MountError, MountRequest, Place, shown_source};
 use crate::report::Report;
@@ -24,10 +23,10 @@ use crate::volume::Live;
 use crate::volume::open::open_volume;
 
 /// Exit code of mount(8) for wrong arguments.
-const USAGE: u8 = 1;
+pub(super) const USAGE: u8 = 1;
 
 pub fn run(args: MountArgs) -> ExitCode {
-    let (message, exit_code) = match options(&args) {
+    let (message, exit_code) = match options(&args, Unknown::Refuse) {
         Err(error) => (format!("{error:#}"), USAGE),
         Ok(options) => match mount(args, options) {
             Ok(()) => return ExitCode::SUCCESS,
@@ -38,29 +37,17 @@ pub fn run(args: MountArgs) -> ExitCode {
     ExitCode::from(exit_code)
 }
 
-fn mount(args: MountArgs, options: Typed) -> Result<(), MountError> {
-    let (location, source) = match options.location.clone() {
-        // A file is named by its full path in the mount table, as mount(8) does it, whatever directory it was named from.
-        FileLocation::Local(path) => {
-            let path = path.canonicalize().or_else(|_| std::path::absolute(&path)).unwrap_or(path);
-            let mut source = path.clone().into_os_string();
-            // A directory keeps the slash it was given, as its line in fstab has it.
-            if args.spec.as_os_str().as_bytes().ends_with(b"/") && path.is_dir() && path.parent().is_some() {
-                source.push("/");
-            }
-            (FileLocation::Local(path), source)
-        }
-        elsewhere => (elsewhere, args.spec.clone().into_os_string()),
-    };
+/// Mounts what was typed: the one way for people and for mount(8).
+pub(super) fn mount(args: MountArgs, options: Typed) -> Result<(), MountError> {
     if options.options.remount {
-        return remount::run(&args, shown_source(&source));
+        return remount::run(&args, shown_source(&options.source));
     }
-    let again = options.again;
-    let options = options.options;
+    let Typed { location, source, options, again } = options;
     let request = MountRequest {
         source,
         mountpoint: args.mountpoint,
         flags: options.flags,
+        kernel: options.kernel,
         allow_other: options.config.allow_other,
         place: if args.foreground { Place::Foreground } else { Place::Background },
         ready_timeout: options.config.service.mount_timeout,
@@ -94,22 +81,25 @@ fn mount(args: MountArgs, options: Typed) -> Result<(), MountError> {
 }
 
 /// What was typed, read.
-struct Typed {
-    location: FileLocation,
-    options: MountOptions,
+pub(super) struct Typed {
+    pub(super) location: FileLocation,
+    /// What the mount table is to show, but for secrets.
+    pub(super) source: OsString,
+    pub(super) options: MountOptions,
     /// Reads the options again while they are in force.
     again: Again,
 }
 
-fn options(args: &MountArgs) -> anyhow::Result<Typed> {
-    let location = FileLocation::parse_any(args.spec.as_os_str())?;
+/// Reads what was typed, over what files say.
+pub(super) fn options(args: &MountArgs, unknown: Unknown) -> anyhow::Result<Typed> {
+    let (location, source) = named(FileLocation::parse_any(args.spec.as_os_str())?, &args.spec);
     if location == FileLocation::Stdio {
         anyhow::bail!("a mount cannot be read from standard input");
     }
-    let options = settle(&|config| over(config, args), args.stores.access.config_file.as_deref())?;
+    let options = settle(&|options| over(options, args, unknown), args.stores.access.config_file.as_deref())?;
     let again = Again::new(args)?;
     if options.remount {
-        return Ok(Typed { location, options, again });
+        return Ok(Typed { location, source, options, again });
     }
     let sources = &options.config.sources;
     let mut places = sources.stores.clone();
@@ -119,16 +109,16 @@ fn options(args: &MountArgs) -> anyhow::Result<Typed> {
     places.extend(sources.cache.clone());
     check_not_covered(&args.mountpoint, &places)?;
     check_apart(&args.mountpoint, &location)?;
-    Ok(Typed { location, options, again })
+    Ok(Typed { location, source, options, again })
 }
 
 /// What options mean that `over` puts over settings: over those of the configuration file named, or of the usual ones.
 pub(super) fn settle(
-    over: &dyn Fn(MountConfig) -> anyhow::Result<MountOptions>,
+    over: &dyn Fn(MountOptions) -> anyhow::Result<MountOptions>,
     config_file: Option<&Path>,
 ) -> anyhow::Result<MountOptions> {
     // Read twice: first to learn which file to read, then over what the files say.
-    let typed = over(MountConfig::default())?;
+    let typed = over(MountOptions::default())?;
     let configuration = settings::load(config_file.or(typed.config.config_file.as_deref()))?;
     let mut defaults = settings::mount_defaults(&configuration)?;
     if !typed.config.sources.stores.is_empty() {
@@ -142,6 +132,11 @@ pub(super) fn settle(
         }
         defaults.sources.stores.clear();
     }
+    let of_files = configuration.mount.iter().filter_map(|entry| {
+        let option = MountOption::find(&entry.name)?;
+        Some((option.name, entry.value.clone()))
+    });
+    let defaults = MountOptions { config: defaults, given: of_files.collect(), ..MountOptions::default() };
     let mut options = over(defaults)?;
     options.config = settings::finish(options.config, configuration)?;
     if let Some(cache) = typed.config.sources.cache {
@@ -155,11 +150,20 @@ pub(super) fn settle(
     Ok(options)
 }
 
+/// The location to open, and its name in the mount table: what mount(8) takes for the same when it looks whether a line of fstab is
+/// mounted. That is the full path of a file, whatever directory and symlinks it was named by, and any other text as it is.
+fn named(location: FileLocation, typed: &Path) -> (FileLocation, OsString) {
+    let FileLocation::Local(path) = location else { return (location, typed.into()) };
+    let full = path.canonicalize().or_else(|_| std::path::absolute(&path)).unwrap_or(path);
+    let is_url = typed.to_str().is_some_and(|text| text.contains("://"));
+    let source = if is_url { typed.into() } else { full.clone().into_os_string() };
+    (FileLocation::Local(full), source)
+}
+
 /// Mount options, and flags, over settings. Every flag is an option of the same name, and overrules `-o`.
-fn over(config: MountConfig, args: &MountArgs) -> anyhow::Result<MountOptions> {
-    let mut options = MountOptions { config, ..MountOptions::default() };
+fn over(mut options: MountOptions, args: &MountArgs, unknown: Unknown) -> anyhow::Result<MountOptions> {
     for list in &args.options {
-        options.parse(list, Unknown::Refuse)?;
+        options.parse(list, unknown)?;
     }
     let mut given = args.stores.given();
     given.extend(args.mount_options.given());

@@ -17,8 +17,8 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::{getegid, geteuid};
 
 use super::detach::{How, Unmounted, unmount};
-use super::options::VfsFlags;
-use super::table::{MountId, MountTable, resolve_parent};
+use super::options::{KernelOptions, VfsFlags};
+use super::table::{MountEntry, MountId, MountTable, resolve_parent};
 use super::{FS_TYPE, MountError, fusermount};
 use crate::volume::FileKind;
 
@@ -41,6 +41,8 @@ pub struct AttachRequest<'a> {
     pub root_kind: FileKind,
     /// Flags.
     pub flags: VfsFlags,
+    /// What else the kernel is told.
+    pub kernel: &'a KernelOptions,
     /// Whether other users may use it.
     pub allow_other: bool,
 }
@@ -76,7 +78,7 @@ pub fn attach(request: &AttachRequest<'_>) -> Result<Mounted, MountError> {
     }
     let fd = match mount_directly(request, &mountpoint)? {
         Some(fd) => fd,
-        None => fusermount::mount(&mountpoint, request.source, request.flags, request.allow_other)?,
+        None => fusermount::mount(&mountpoint, request)?,
     };
     let table = MountTable::read().map_err(MountError::Table)?;
     match table.at(&mountpoint) {
@@ -203,6 +205,33 @@ pub(super) fn prepare(given: &Path, source: &OsStr) -> Result<Prepared, MountErr
     Err(MountError::mountpoint(given, "dead mounts keep appearing there"))
 }
 
+/// Looks whether something can be mounted there, and changes nothing: a dead mount of ours would be cleaned away, an automounter is
+/// not woken, and what is mounted there already does not matter.
+///
+/// # Errors
+/// What is wrong with the mountpoint.
+pub fn check(given: &Path) -> Result<(), MountError> {
+    let resolved = given.canonicalize();
+    let named = match &resolved {
+        Ok(path) => path.clone(),
+        Err(_) => resolve_parent(given).map_err(|error| mountpoint_error(given, &error))?,
+    };
+    let table = MountTable::read().map_err(MountError::Table)?;
+    let is_there = table.at(&named).is_some_and(MountEntry::is_ours) || table.is_automounted(&named);
+    match resolved {
+        Err(error) if !is_there => Err(mountpoint_error(given, &error)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether this source is mounted there and served.
+pub fn is_mounted(given: &Path, source: &OsStr) -> bool {
+    let Ok(mountpoint) = given.canonicalize() else { return false };
+    let is_it = |entry: &MountEntry| entry.is_ours() && entry.source == source;
+    // How full it is, a dead mount cannot say.
+    MountTable::read().is_ok_and(|table| table.at(&mountpoint).is_some_and(is_it)) && statvfs(&mountpoint).is_ok()
+}
+
 fn mountpoint_error(path: &Path, error: &io::Error) -> MountError {
     match error.kind() {
         io::ErrorKind::NotFound => MountError::mountpoint(path, "does not exist"),
@@ -237,6 +266,7 @@ fn mount_directly(request: &AttachRequest<'_>, mountpoint: &Path) -> Result<Opti
     if request.allow_other {
         data.push_str(",allow_other");
     }
+    data.push_str(&request.kernel.data(takes_contexts(request.kernel)));
     let source = CString::new(request.source.as_bytes()).map_err(|_| MountError::Source)?;
     let flags = request.flags.kernel();
     match nix::mount::mount(Some(source.as_c_str()), mountpoint, Some(FS_TYPE), flags, Some(data.as_str())) {
@@ -245,6 +275,19 @@ fn mount_directly(request: &AttachRequest<'_>, mountpoint: &Path) -> Result<Opti
         Err(Errno::ENODEV) => Err(MountError::NoFuse(Errno::ENODEV.into())),
         Err(error) => Err(MountError::Kernel(error.into())),
     }
+}
+
+/// Whether the kernel takes the labels, if there are any; mount(8) leaves them out where it does not, and so do we.
+fn takes_contexts(options: &KernelOptions) -> bool {
+    if !options.has_contexts() {
+        return false;
+    }
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let has_selinux = known.lines().any(|line| line.ends_with("\tselinuxfs"));
+    if !has_selinux {
+        tracing::warn!("SELinux is not enabled: context= and the like are left out");
+    }
+    has_selinux
 }
 
 /// Whether others may use the mount when nobody says: yes if root mounts, as casync does; a user needs leave for it.

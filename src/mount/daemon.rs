@@ -8,11 +8,14 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
@@ -32,8 +35,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a child that was told to end is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Exit code of a child that panicked, as mount(8)'s "internal bug".
-const INTERNAL_BUG: u8 = 4;
+/// Exit code of a process that panicked, as mount(8)'s "internal bug".
+pub const INTERNAL_BUG: u8 = 4;
 
 /// How the child tells that it is ready.
 #[derive(Debug)]
@@ -62,18 +65,20 @@ impl Ready {
 ///
 /// # Errors
 /// What `service` returned instead of telling, with its exit code; `Background` when it died, panicked, or took longer than
-/// `timeout`; `System` when the process cannot be split, as when it has threads.
+/// `timeout`; `Interrupted` when a SIGINT or SIGTERM came first; `System` when the process cannot be split, as when it has threads.
 pub fn in_background(
     timeout: Duration,
     service: impl FnOnce(Ready) -> Result<(), MountError>,
 ) -> Result<i32, MountError> {
     let (ours, theirs) = UnixStream::pair().map_err(MountError::system("socketpair"))?;
+    let interruptions = Interruptions::hold().map_err(MountError::system("holding signals back"))?;
     match sys::fork().map_err(MountError::system("fork"))? {
         Forked::Parent { child } => {
             drop(theirs);
-            wait_for_answer(ours, child, timeout)
+            wait_for_answer(ours, child, timeout, &interruptions)
         }
         Forked::Child => {
+            drop(interruptions);
             drop(ours);
             serve(theirs, service)
         }
@@ -122,10 +127,45 @@ fn detach() -> io::Result<()> {
     Ok(())
 }
 
-fn wait_for_answer(mut answer: UnixStream, child: Pid, timeout: Duration) -> Result<i32, MountError> {
+/// The signals that would end a caller while it waits, held back so that it can say so and see to its child. On drop they have
+/// their effect again, also those that came meanwhile.
+struct Interruptions {
+    before: SigSet,
+    signals: SignalFd,
+}
+
+impl Interruptions {
+    fn hold() -> io::Result<Self> {
+        let mut held = SigSet::empty();
+        held.add(Signal::SIGINT);
+        held.add(Signal::SIGTERM);
+        let signals = SignalFd::with_flags(&held, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let before = SigSet::thread_get_mask()?;
+        held.thread_block()?;
+        Ok(Self { before, signals })
+    }
+}
+
+impl Drop for Interruptions {
+    fn drop(&mut self) {
+        // It was set to this before, so it cannot be refused.
+        let _ = self.before.thread_set_mask();
+    }
+}
+
+fn wait_for_answer(
+    mut answer: UnixStream,
+    child: Pid,
+    timeout: Duration,
+    interruptions: &Interruptions,
+) -> Result<i32, MountError> {
     let deadline = Instant::now() + timeout;
-    let message = match read_answer(&mut answer, deadline) {
-        Ok(message) => message,
+    let message = match read_answer(&mut answer, deadline, &interruptions.signals) {
+        Ok(Some(message)) => message,
+        Ok(None) => {
+            end(child);
+            return Err(MountError::Interrupted);
+        }
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
             end(child);
             let reason = format!("not ready within {} s", timeout.as_secs_f32());
@@ -150,8 +190,8 @@ fn wait_for_answer(mut answer: UnixStream, child: Pid, timeout: Duration) -> Res
     }
 }
 
-/// All the child says: one byte when it is ready, otherwise up to the end of the stream.
-fn read_answer(answer: &mut UnixStream, deadline: Instant) -> io::Result<Vec<u8>> {
+/// All the child says: one byte when it is ready, otherwise up to the end of the stream. `None` when a signal came first.
+fn read_answer(answer: &mut UnixStream, deadline: Instant, signals: &SignalFd) -> io::Result<Option<Vec<u8>>> {
     let mut message = Vec::new();
     let mut part = [0u8; 1024];
     loop {
@@ -159,16 +199,27 @@ fn read_answer(answer: &mut UnixStream, deadline: Instant) -> io::Result<Vec<u8>
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        answer.set_read_timeout(Some(left))?;
-        match answer.read(&mut part) {
-            Ok(0) => return Ok(message),
-            Ok(n) => message.extend_from_slice(&part[..n]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
-            Err(error) => return Err(error),
+        let mut fds = [PollFd::new(answer.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        // One more, so that a wait of less than a millisecond does not become none at all.
+        let left_ms = i32::try_from(left.as_millis()).unwrap_or(i32::MAX).saturating_add(1);
+        match poll(&mut fds, PollTimeout::try_from(left_ms).unwrap_or(PollTimeout::MAX)) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
         }
-        if message.first() == Some(&READY) || message.len() >= MAX_REASON_BYTES {
-            return Ok(message);
+        let [has_answer, has_signal] = fds.map(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
+        // An answer that is there counts more: the mount is made, or the reason known.
+        if has_answer {
+            match answer.read(&mut part) {
+                Ok(0) => return Ok(Some(message)),
+                Ok(n) => message.extend_from_slice(&part[..n]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            if message.first() == Some(&READY) || message.len() >= MAX_REASON_BYTES {
+                return Ok(Some(message));
+            }
+        } else if has_signal && signals.read_signal()?.is_some() {
+            return Ok(None);
         }
     }
 }

@@ -11,6 +11,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Exit codes of mount(8), section "Exit status".
 const USAGE: u8 = 1;
 const SYSTEM: u8 = 2;
+const INTERRUPTED: u8 = 8;
 const MOUNT_FAILED: u8 = 32;
 
 /// Why a mount or unmount failed.
@@ -90,6 +91,9 @@ pub enum MountError {
         /// In one line.
         reason: String,
     },
+    /// The caller was told to end while it waited for the mount.
+    #[error("interrupted")]
+    Interrupted,
     /// The process that asked for the mount was gone when it was ready.
     #[error("nobody waits for the mount any more")]
     Abandoned,
@@ -113,6 +117,7 @@ impl MountError {
         match self {
             Self::Options(_) => USAGE,
             Self::System { .. } => SYSTEM,
+            Self::Interrupted => INTERRUPTED,
             Self::Failed { exit_code, .. } | Self::Reported { exit_code, .. } => *exit_code,
             Self::Open(_)
             | Self::Mountpoint { .. }
@@ -180,6 +185,7 @@ mod tests {
     fn exit_codes_are_those_of_mount() {
         assert_eq!(MountError::Options(OptionError::Reserved { name: "loop" }).exit_code(), 1);
         assert_eq!(MountError::system("fork")(io::Error::other("x")).exit_code(), 2);
+        assert_eq!(MountError::Interrupted.exit_code(), 8);
         assert_eq!(MountError::Source.exit_code(), 32);
     }
 }

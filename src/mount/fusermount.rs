@@ -1,6 +1,6 @@
 //! fusermount3, which mounts and unmounts for those who may not (fuse3's doc/fusermount3.1 and lib/mount.c).
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -9,21 +9,19 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use super::MountError;
-use super::options::VfsFlags;
+use super::attach::AttachRequest;
 use crate::sys;
 
 /// Where it is looked for: in PATH first, then in the usual places, since a service may have no PATH.
 const PROGRAMS: &[&str] = &["fusermount3", "/usr/bin/fusermount3", "/bin/fusermount3", "/sbin/fusermount3"];
 
 /// Mounts, and gives the file to serve requests from.
-pub(super) fn mount(
-    mountpoint: &Path,
-    source: &OsStr,
-    flags: VfsFlags,
-    allow_other: bool,
-) -> Result<OwnedFd, MountError> {
+pub(super) fn mount(mountpoint: &Path, request: &AttachRequest<'_>) -> Result<OwnedFd, MountError> {
+    if request.kernel.has_contexts() {
+        return Err(MountError::Fusermount("only root may mount with context= and the like".into()));
+    }
     let (ours, theirs) = UnixStream::pair().map_err(MountError::system("socketpair"))?;
-    let options = options(source, flags, allow_other);
+    let options = options(request);
     let output = run(|command| {
         // Its standard input is the socket: a descriptor inherited by nobody else who is started meanwhile.
         let stdin = theirs.try_clone()?;
@@ -70,14 +68,15 @@ fn run(prepare: impl Fn(&mut Command) -> io::Result<()>) -> Result<Output, Mount
     ))
 }
 
-fn options(source: &OsStr, flags: VfsFlags, allow_other: bool) -> OsString {
-    let mut options = flags.fusermount().into_bytes();
+fn options(request: &AttachRequest<'_>) -> OsString {
+    let mut options = request.flags.fusermount().into_bytes();
     options.extend_from_slice(b",default_permissions,subtype=caifs");
-    if allow_other {
+    options.extend_from_slice(request.kernel.fusermount().as_bytes());
+    if request.allow_other {
         options.extend_from_slice(b",allow_other");
     }
     options.extend_from_slice(b",fsname=");
-    for &byte in source.as_bytes() {
+    for &byte in request.source.as_bytes() {
         if matches!(byte, b',' | b'\\') {
             options.push(b'\\');
         }
@@ -111,11 +110,23 @@ fn with_hint(complaint: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+
     use super::*;
+    use crate::mount::options::{KernelOptions, VfsFlags};
+    use crate::volume::FileKind;
 
     #[test]
     fn the_source_cannot_become_options() {
-        let options = options(OsStr::new(r"a,suid\,b"), VfsFlags::default(), false);
+        let request = AttachRequest {
+            mountpoint: Path::new("/m"),
+            source: OsStr::new(r"a,suid\,b"),
+            root_kind: FileKind::Directory,
+            flags: VfsFlags::default(),
+            kernel: &KernelOptions::default(),
+            allow_other: false,
+        };
+        let options = options(&request);
         assert_eq!(options, r"ro,nosuid,nodev,default_permissions,subtype=caifs,fsname=a\,suid\\\,b");
     }
 

@@ -3,6 +3,7 @@
 //! * [`options`]: what was asked for.
 //! * [`attach`]: the mountpoint checked, a dead mount cleaned away, the kernel told; [`Attached`] is the mount.
 //! * [`table`]: what is mounted where. [`detach`]: unmounting, of our own mount only.
+//! * `given`: serving a mount that somebody else has made. [`fstab`]: what is to be mounted at boot.
 //! * [`daemon`]: into the background, and back to the caller with a yes or a reason.
 //! * [`run`]: all of it in order, with signals.
 //! * [`control`]: what happens, seen from outside; [`settings`] and [`reload`]: other settings meanwhile. [`remount`]: other flags of the
@@ -17,7 +18,9 @@ pub mod control;
 pub mod daemon;
 pub mod detach;
 mod error;
+pub mod fstab;
 mod fusermount;
+mod given;
 pub mod options;
 pub mod reload;
 pub mod remount;

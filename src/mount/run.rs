@@ -15,9 +15,9 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use super::attach::{AttachRequest, READ_AHEAD_KIB, attach, default_allow_other, prepare};
 use super::daemon::{Ready, in_background};
 use super::detach::How;
-use super::options::VfsFlags;
+use super::options::{KernelOptions, VfsFlags};
 use super::signals::Watch;
-use super::{Attached, BoxError, MountError, shown_source};
+use super::{Attached, BoxError, MountError, given, shown_source};
 use crate::volume::Volume;
 
 /// Where a mount is served.
@@ -34,10 +34,12 @@ pub enum Place {
 pub struct MountRequest {
     /// As it was given; the mount table shows it without passwords.
     pub source: OsString,
-    /// As it was given.
+    /// As it was given; `/dev/fd/N` for a mount that somebody else has made (see `given`).
     pub mountpoint: PathBuf,
     /// Flags for the kernel.
     pub flags: VfsFlags,
+    /// What else the kernel is told.
+    pub kernel: KernelOptions,
     /// Whether other users may use the mount; `None` means: yes when root mounts.
     pub allow_other: Option<bool>,
     /// Where it is served.
@@ -126,6 +128,14 @@ where
     S: FnOnce(Served) -> io::Result<R>,
     R: FnOnce() -> io::Result<()>,
 {
+    if let Some(fd) = given::descriptor(&request.mountpoint)? {
+        let volume = open(runtime, false).map_err(MountError::Open)?;
+        return given::serve_until_unmounted(
+            Served { volume, fd, allow_other: true, runtime: runtime.handle().clone() },
+            serve,
+            ready,
+        );
+    }
     let source = shown_source(&request.source);
     let prepared = prepare(&request.mountpoint, &source)?;
     let volume = open(runtime, prepared.is_file()).map_err(MountError::Open)?;
@@ -135,6 +145,7 @@ where
         source: &source,
         root_kind: volume.root_kind(),
         flags: request.flags,
+        kernel: &request.kernel,
         allow_other,
     };
     let (fd, attached) = watch.guard(|| attach(&attach_request))?;

@@ -118,8 +118,8 @@ fn number(field: &[u8]) -> Option<u64> {
     std::str::from_utf8(field).ok()?.parse().ok()
 }
 
-/// Undoes the kernel's `\ooo` for space, tab, newline, backslash and `#`.
-fn unescape(field: &[u8]) -> OsString {
+/// Undoes the kernel's (and fstab's) `\ooo` for space, tab, newline, backslash and `#`.
+pub(super) fn unescape(field: &[u8]) -> OsString {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&first, tail)) = rest.split_first() {

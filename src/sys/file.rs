@@ -1,7 +1,7 @@
-//! Descriptors: one that comes through a socket, and a read that gives up instead of waiting.
+//! Descriptors: one that comes through a socket, one that was there when the process began, and a read that gives up instead of waiting.
 
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::cmsg_space;
@@ -30,6 +30,27 @@ pub fn receive_fd(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
         }
     }
     Ok(received)
+}
+
+/// A copy of the open file with this number, which whoever started the process has left open for it. Neither goes to programs that
+/// are started later.
+///
+/// # Errors
+/// `EBADF` when no file of that number is open.
+pub fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl(2) takes any number, and these commands touch no memory of ours.
+    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 0) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us and nobody else knows its number.
+    let copy = unsafe { OwnedFd::from_raw_fd(copy) };
+    // SAFETY: as above; nothing but an exec notices, to whoever the file may belong.
+    let set = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+    if set < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(copy)
 }
 
 /// Reads into `buf` from byte `offset` if that needs no waiting for the disk. `Some(n)` bytes were read, fewer than asked
@@ -85,6 +106,22 @@ mod tests {
         assert_eq!(text, "hello");
         drop(there);
         assert!(receive_fd(&here).unwrap().is_none(), "a closed socket carries no descriptor");
+    }
+
+    #[test]
+    fn an_inherited_descriptor_is_copied_and_neither_is_passed_on() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"hello").unwrap();
+        let passed_on = nix::unistd::dup(&file).unwrap();
+        let copy = inherited_fd(passed_on.as_raw_fd()).unwrap();
+        for fd in [passed_on.as_fd(), copy.as_fd()] {
+            let flags = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFD).unwrap();
+            assert_eq!(flags & libc::FD_CLOEXEC, libc::FD_CLOEXEC);
+        }
+        drop(passed_on);
+        assert_eq!(std::fs::File::from(copy).metadata().unwrap().len(), 5);
+        assert_eq!(inherited_fd(-1).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        assert_eq!(inherited_fd(RawFd::MAX).unwrap_err().raw_os_error(), Some(libc::EBADF));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use caifs::mount::options::VfsFlags;
+use caifs::mount::options::{KernelOptions, VfsFlags};
 use caifs::mount::run::{MountOutcome, MountRequest, Place, Served, mount};
 use caifs::volume::{Answer, Attr, FileKind, Listing, Volume, VolumeError, VolumeStat};
 use fuser::{
@@ -124,6 +124,7 @@ fn serve(wanted: &Wanted) -> u8 {
         source: wanted.source.clone().into(),
         mountpoint: wanted.mountpoint.clone(),
         flags: VfsFlags::default(),
+        kernel: KernelOptions::default(),
         allow_other: wanted.allow_other,
         place: wanted.place,
         ready_timeout: wanted.timeout,

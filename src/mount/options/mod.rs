@@ -2,26 +2,45 @@
 //!
 //! * [`MountOptions::parse`] reads a list as mount(8), an fstab line or a person gives it.
 //! * [`MOUNT_OPTIONS`] is the table of our own options.
-//! * [`VfsFlags`] are the flags that every file system has.
+//! * [`VfsFlags`] are the flags that every file system has, [`KernelOptions`] what the kernel understands beside them.
+//! * [`MountOptions::effective`] is what holds in the end, for people.
 //!
 //! Which options reach a mount helper, and in what form, is util-linux's optmap.c and mount(8), section "External helpers".
 //! Invariant: parsing never panics, and what it refuses it names.
 
+mod effective;
+mod kernel;
 mod own;
 mod table;
 mod vfs;
 
 pub use crate::config::units::{MAX_SPAN, parse_id, parse_size, parse_span, parse_switch};
+pub use kernel::KernelOptions;
 pub use own::{MOUNT_OPTIONS, MountOption, ValueKind};
 pub use vfs::VfsFlags;
 
 use self::vfs::{VFS_OPTIONS, vfs_option};
 use crate::config::{MountConfig, units};
 
-/// Options that mount(8) or systemd mean for themselves but that may reach us.
+/// Options that mount(8) or systemd mean for themselves but that may reach us; and one that every mount of ours has.
 const IGNORED: &[&str] = &[
-    "_netdev", "auto", "comment", "defaults", "group", "helper", "nofail", "noauto", "nogroup", "noowner", "nouser",
-    "nousers", "owner", "uhelper", "user", "users",
+    "_netdev",
+    "auto",
+    "comment",
+    "default_permissions",
+    "defaults",
+    "group",
+    "helper",
+    "nofail",
+    "noauto",
+    "nogroup",
+    "noowner",
+    "nouser",
+    "nousers",
+    "owner",
+    "uhelper",
+    "user",
+    "users",
 ];
 
 /// Options that mount(8) acts on itself: meaningless here, and never the name of an option of ours.
@@ -43,6 +62,10 @@ pub struct MountOptions {
     pub config: MountConfig,
     /// Flags for the kernel.
     pub flags: VfsFlags,
+    /// What else the kernel is told.
+    pub kernel: KernelOptions,
+    /// Our own options as they were given, in their order.
+    pub given: Vec<(&'static str, String)>,
     /// `rw` was asked for; the mount is read-only all the same. mount(8) says `rw` whenever nobody said `ro`.
     pub wants_rw: bool,
     /// `remount` was asked for: no new mount, but other settings for the one that is there.
@@ -132,7 +155,12 @@ impl MountOptions {
 
     fn add(&mut self, name: &str, value: Option<&str>, unknown: Unknown) -> Result<(), OptionError> {
         if let Some(option) = MountOption::find(name) {
-            return option.apply(&mut self.config, value);
+            option.apply(&mut self.config, value)?;
+            self.given.push((option.name, value.unwrap_or("yes").to_owned()));
+            return Ok(());
+        }
+        if let Some(taken) = self.kernel.take(name, value) {
+            return taken;
         }
         if is_ignored(name) {
             return Ok(());
@@ -169,7 +197,7 @@ fn is_ignored(name: &str) -> bool {
 /// The known name that differs least, if it differs little for its length.
 fn nearest(name: &str) -> Option<&'static str> {
     let known = MOUNT_OPTIONS.iter().map(|option| option.name).chain(VFS_OPTIONS.iter().map(|option| option.name));
-    units::nearest(name, known)
+    units::nearest(name, known.chain(KernelOptions::names()))
 }
 
 /// The options of a list without their quotes; empty ones are left out.
@@ -231,7 +259,7 @@ mod tests {
     #[test]
     fn what_mount_and_systemd_pass_along_is_ignored() {
         let list = "ro,_netdev,nofail,noauto,user,user=bob,users,x-systemd.automount,X-foo=1,comment=hi,defaults,owner,\
-                    group,uhelper=x,helper=caifs,nouser,nousers,auto";
+                    group,uhelper=x,helper=caifs,nouser,nousers,auto,default_permissions";
         assert_eq!(parsed(list).unwrap(), MountOptions::default());
     }
 

@@ -101,14 +101,18 @@ impl VfsFlags {
     /// For the `-o` of fusermount3, which sets `nosuid,nodev` for other users than root in any case and refuses flags it does
     /// not know.
     pub(in crate::mount) fn fusermount(self) -> String {
-        let names = [
-            (MsFlags::MS_NOSUID, "nosuid"),
-            (MsFlags::MS_NODEV, "nodev"),
-            (MsFlags::MS_NOEXEC, "noexec"),
-            (MsFlags::MS_NOATIME, "noatime"),
-        ];
-        let set = names.iter().filter(|(flag, _)| self.0.contains(*flag)).map(|(_, name)| *name);
-        std::iter::once("ro").chain(set).collect::<Vec<_>>().join(",")
+        self.list(|name| matches!(name, "nosuid" | "nodev" | "noexec" | "noatime"))
+    }
+
+    /// Those that are set, by their names, separated by commas.
+    pub fn names(self) -> String {
+        self.list(|_| true)
+    }
+
+    fn list(self, wanted: impl Fn(&str) -> bool) -> String {
+        let setting = VFS_OPTIONS.iter().filter(|option| option.set && option.flag != NONE);
+        let set = setting.filter(|option| self.0.contains(option.flag)).map(|option| option.name);
+        std::iter::once("ro").chain(set.filter(|name| wanted(name))).collect::<Vec<_>>().join(",")
     }
 }
 
@@ -124,7 +128,9 @@ mod tests {
             flags.apply(vfs_option(name).expect(name));
         }
         assert_eq!(flags.kernel(), MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME);
+        flags.apply(vfs_option("nosymfollow").expect("known"));
         assert_eq!(flags.fusermount(), "ro,noexec,noatime");
+        assert_eq!(flags.names(), "ro,noexec,noatime,nosymfollow");
     }
 
     #[test]
