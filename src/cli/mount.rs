@@ -10,6 +10,7 @@ use tokio::runtime::Runtime;
 
 use super::args::MountArgs;
 use super::settings;
+use crate::config::MountConfig;
 use crate::fuse;
 use crate::mount::options::{MountOption, MountOptions, Unknown};
 use crate::mount::run::Served;
@@ -79,7 +80,7 @@ pub(super) fn options(args: &MountArgs, unknown: Unknown) -> anyhow::Result<Type
         anyhow::bail!("a mount cannot be read from standard input");
     }
     // Read twice: first to learn which file to read, then over what the files say.
-    let typed = over(MountOptions::default(), args, unknown)?;
+    let typed = over(MountConfig::default(), args, unknown)?;
     let config_file = args.stores.access.config_file.as_ref().or(typed.config.config_file.as_ref());
     let configuration = settings::load(config_file.map(PathBuf::as_path))?;
     let mut defaults = settings::mount_defaults(&configuration)?;
@@ -98,8 +99,8 @@ pub(super) fn options(args: &MountArgs, unknown: Unknown) -> anyhow::Result<Type
         let option = MountOption::find(&entry.name)?;
         Some((option.name, entry.value.clone()))
     });
-    let defaults = MountOptions { config: defaults, given: of_files.collect(), ..MountOptions::default() };
     let mut options = over(defaults, args, unknown)?;
+    options.given.splice(0..0, of_files);
     options.config = settings::finish(options.config, configuration)?;
     if let Some(cache) = typed.config.sources.cache {
         // Over one in a store file that the configuration names.
@@ -132,7 +133,8 @@ fn named(location: FileLocation, typed: &Path) -> (FileLocation, OsString) {
 }
 
 /// Mount options, and flags, over settings. Every flag is an option of the same name, and overrules `-o`.
-fn over(mut options: MountOptions, args: &MountArgs, unknown: Unknown) -> anyhow::Result<MountOptions> {
+fn over(config: MountConfig, args: &MountArgs, unknown: Unknown) -> anyhow::Result<MountOptions> {
+    let mut options = MountOptions { config, ..MountOptions::default() };
     for list in &args.options {
         options.parse(list, unknown)?;
     }
