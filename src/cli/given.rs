@@ -78,7 +78,8 @@ impl Again {
             None => false,
         };
         let given: Vec<&Given> = self.given.iter().filter(|(name, _)| !is_over(name)).chain(over).collect();
-        let put_over = |mut options: MountOptions| {
+        let put_over = |config: MountConfig| {
+            let mut options = MountOptions { config, ..MountOptions::default() };
             for (name, value) in &given {
                 let option = MountOption::find(name).ok_or_else(|| anyhow!("unknown mount option {name:?}"))?;
                 option.apply(&mut options.config, value.as_deref())?;

@@ -400,7 +400,7 @@ mod tests {
             let location = FileLocation::parse(OsStr::new(spec)).unwrap();
             is_remote(&location, &mountoptions.config.sources)
         };
-        assert!(remote("https://h/x.caibx", "") && remote("bk@h:/x.caidx", ""));
+        assert!(remote("https://h/x.caibx", "") && remote("bk@h:/d/x.caidx", ""));
         assert!(remote("/x.caibx", "store=/a|https://h/s") && remote("/x.caibx", "cache=s3+https://h/b"));
         assert!(!remote("/x.caibx", "store=/a,cache=/c") && !remote("file:///x.caibx", ""));
     }

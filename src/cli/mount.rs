@@ -12,6 +12,7 @@ use super::args::MountArgs;
 use super::given::Again;
 use super::service::{self, Beside, Fresh};
 use super::{remount, settings};
+use crate::config::MountConfig;
 use crate::fuse;
 use crate::mount::control::MountedAt;
 use crate::mount::options::{MountOption, MountOptions, Unknown};
@@ -96,7 +97,7 @@ pub(super) fn options(args: &MountArgs, unknown: Unknown) -> anyhow::Result<Type
     if location == FileLocation::Stdio {
         anyhow::bail!("a mount cannot be read from standard input");
     }
-    let options = settle(&|options| over(options, args, unknown), args.stores.access.config_file.as_deref())?;
+    let options = settle(&|config| over(config, args, unknown), args.stores.access.config_file.as_deref())?;
     let again = Again::new(args)?;
     if options.remount {
         return Ok(Typed { location, source, options, again });
@@ -114,11 +115,11 @@ pub(super) fn options(args: &MountArgs, unknown: Unknown) -> anyhow::Result<Type
 
 /// What options mean that `over` puts over settings: over those of the configuration file named, or of the usual ones.
 pub(super) fn settle(
-    over: &dyn Fn(MountOptions) -> anyhow::Result<MountOptions>,
+    over: &dyn Fn(MountConfig) -> anyhow::Result<MountOptions>,
     config_file: Option<&Path>,
 ) -> anyhow::Result<MountOptions> {
     // Read twice: first to learn which file to read, then over what the files say.
-    let typed = over(MountOptions::default())?;
+    let typed = over(MountConfig::default())?;
     let configuration = settings::load(config_file.or(typed.config.config_file.as_deref()))?;
     let mut defaults = settings::mount_defaults(&configuration)?;
     if !typed.config.sources.stores.is_empty() {
@@ -136,8 +137,8 @@ pub(super) fn settle(
         let option = MountOption::find(&entry.name)?;
         Some((option.name, entry.value.clone()))
     });
-    let defaults = MountOptions { config: defaults, given: of_files.collect(), ..MountOptions::default() };
     let mut options = over(defaults)?;
+    options.given.splice(0..0, of_files);
     options.config = settings::finish(options.config, configuration)?;
     if let Some(cache) = typed.config.sources.cache {
         // Over one in a store file that the configuration names.
@@ -161,7 +162,8 @@ fn named(location: FileLocation, typed: &Path) -> (FileLocation, OsString) {
 }
 
 /// Mount options, and flags, over settings. Every flag is an option of the same name, and overrules `-o`.
-fn over(mut options: MountOptions, args: &MountArgs, unknown: Unknown) -> anyhow::Result<MountOptions> {
+fn over(config: MountConfig, args: &MountArgs, unknown: Unknown) -> anyhow::Result<MountOptions> {
+    let mut options = MountOptions { config, ..MountOptions::default() };
     for list in &args.options {
         options.parse(list, unknown)?;
     }

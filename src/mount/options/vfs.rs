@@ -101,18 +101,22 @@ impl VfsFlags {
     /// For the `-o` of fusermount3, which sets `nosuid,nodev` for other users than root in any case and refuses flags it does
     /// not know.
     pub(in crate::mount) fn fusermount(self) -> String {
-        self.list(|name| matches!(name, "nosuid" | "nodev" | "noexec" | "noatime"))
+        let set = self.set().filter(|name| matches!(*name, "nosuid" | "nodev" | "noexec" | "noatime"));
+        std::iter::once("ro").chain(set).collect::<Vec<_>>().join(",")
     }
 
-    /// Those that are set, by their names, separated by commas.
+    /// What holds, for people: the flags that are set by their names, separated by commas, and those of the usual that are not.
     pub fn names(self) -> String {
-        self.list(|_| true)
+        let is_off = |flag| !self.0.contains(flag);
+        let asked = [("suid", MsFlags::MS_NOSUID), ("dev", MsFlags::MS_NODEV)];
+        let asked = asked.into_iter().filter(|(_, flag)| is_off(*flag)).map(|(name, _)| name);
+        std::iter::once("ro").chain(asked).chain(self.set()).collect::<Vec<_>>().join(",")
     }
 
-    fn list(self, wanted: impl Fn(&str) -> bool) -> String {
+    /// The flags that are set.
+    fn set(self) -> impl Iterator<Item = &'static str> {
         let setting = VFS_OPTIONS.iter().filter(|option| option.set && option.flag != NONE);
-        let set = setting.filter(|option| self.0.contains(option.flag)).map(|option| option.name);
-        std::iter::once("ro").chain(set.filter(|name| wanted(name))).collect::<Vec<_>>().join(",")
+        setting.filter(move |option| self.0.contains(option.flag)).map(|option| option.name)
     }
 }
 
@@ -130,7 +134,7 @@ mod tests {
         assert_eq!(flags.kernel(), MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME);
         flags.apply(vfs_option("nosymfollow").expect("known"));
         assert_eq!(flags.fusermount(), "ro,noexec,noatime");
-        assert_eq!(flags.names(), "ro,noexec,noatime,nosymfollow");
+        assert_eq!(flags.names(), "ro,suid,dev,noexec,noatime,nosymfollow");
     }
 
     #[test]

@@ -1,0 +1,99 @@
+#!/bin/sh
+# Installs caifs, so that mount(8) and systemd know it, or takes it away again.
+#
+#   mount-helpers/install.sh [install | uninstall]
+#
+# What is installed (and what to set in the environment to have it elsewhere):
+#
+#   PREFIX      /usr/local             the program in bin, man pages in share/man, completions in share
+#   SBINDIR     /sbin                  the links mount.caifs and mount.fuse.caifs: mount(8) looks nowhere else
+#   UNITDIR     PREFIX/lib/systemd/system     caifs@.service
+#   SYSCONFDIR  /etc                   caifs/mounts, for the instances of caifs@.service; never removed
+#   CAIFS       target/release/caifs   the program to install
+#   DESTDIR     (nothing)              put before every path, to make a package
+#
+# There is no umount helper: umount(8) unmounts caifs without one.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+PREFIX=${PREFIX:-/usr/local}
+SBINDIR=${SBINDIR:-/sbin}
+UNITDIR=${UNITDIR:-$PREFIX/lib/systemd/system}
+SYSCONFDIR=${SYSCONFDIR:-/etc}
+DESTDIR=${DESTDIR:-}
+CAIFS=${CAIFS:-$here/../target/release/caifs}
+bin=$PREFIX/bin/caifs
+
+fail() {
+    echo "install.sh: $*" >&2
+    exit 1
+}
+
+case $PREFIX in
+    /*) ;;
+    *) fail "PREFIX must be an absolute path, not $PREFIX" ;;
+esac
+
+# put MODE SOURCE TARGET: a file, in place at once and never half written.
+put() {
+    mkdir -p "$DESTDIR$(dirname "$3")"
+    cp "$2" "$DESTDIR$3.new"
+    chmod "$1" "$DESTDIR$3.new"
+    mv -f "$DESTDIR$3.new" "$DESTDIR$3"
+}
+
+# Calls "$1 SOURCE TARGET" for every man page and completion that there is.
+each_page() {
+    for section in 1 5 7 8; do
+        for page in "$here"/../man/*."$section"; do
+            if [ -f "$page" ]; then "$1" "$page" "$PREFIX/share/man/man$section/${page##*/}"; fi
+        done
+    done
+    for source in "$here"/../completions/*; do
+        if [ ! -f "$source" ]; then continue; fi
+        case ${source##*/} in
+            *.bash) "$1" "$source" "$PREFIX/share/bash-completion/completions/caifs" ;;
+            _*) "$1" "$source" "$PREFIX/share/zsh/site-functions/${source##*/}" ;;
+            *.fish) "$1" "$source" "$PREFIX/share/fish/vendor_completions.d/${source##*/}" ;;
+        esac
+    done
+}
+
+put_page() { put 644 "$1" "$2"; }
+remove_page() { rm -f "$DESTDIR$2"; }
+
+install_all() {
+    if [ ! -f "$CAIFS" ]; then fail "no program at $CAIFS (build it with cargo build --release, or set CAIFS)"; fi
+    put 755 "$CAIFS" "$bin"
+    mkdir -p "$DESTDIR$SBINDIR"
+    for link in mount.caifs mount.fuse.caifs; do
+        ln -sf "$bin" "$DESTDIR$SBINDIR/$link"
+    done
+    mkdir -p "$DESTDIR$UNITDIR"
+    sed "s|/usr/bin/caifs|$bin|g" "$here/systemd/caifs@.service" >"$DESTDIR$UNITDIR/caifs@.service"
+    chmod 644 "$DESTDIR$UNITDIR/caifs@.service"
+    mkdir -p "$DESTDIR$SYSCONFDIR/caifs/mounts"
+    each_page put_page
+    reload
+}
+
+uninstall_all() {
+    for link in mount.caifs mount.fuse.caifs; do
+        # Only what points at us: another package may have its own.
+        if [ "$(readlink "$DESTDIR$SBINDIR/$link" || true)" = "$bin" ]; then rm -f "$DESTDIR$SBINDIR/$link"; fi
+    done
+    rm -f "$DESTDIR$bin" "$DESTDIR$UNITDIR/caifs@.service"
+    each_page remove_page
+    reload
+}
+
+# systemd reads units when told to; a package's own scripts see to that.
+reload() {
+    if [ -z "$DESTDIR" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+}
+
+case ${1:-install} in
+    install) install_all ;;
+    uninstall) uninstall_all ;;
+    *) fail "unknown command $1 (install or uninstall)" ;;
+esac
