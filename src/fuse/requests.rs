@@ -48,7 +48,7 @@ pub(super) struct Entered {
 
 impl Requests {
     /// No requests, to be answered within `io_timeout`.
-    pub(super) fn new(io_timeout: Duration) -> Self {
+    pub fn new(io_timeout: Duration) -> Self {
         let requests = Self {
             shards: Default::default(),
             next: AtomicU64::new(0),
