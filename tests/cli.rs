@@ -80,9 +80,14 @@ const SERVER: Names = &[
 ];
 
 /// Every verb with its arguments and flags.
-const VERBS: [(&str, Names, &[Names]); 14] = [
+const VERBS: [(&str, Names, &[Names]); 19] = [
     ("mount", &["<SPEC>", "<DIR>"], &[STORES, ACCESS, MOUNT]),
     ("umount", &["<DIR>"], &[&["-z, --lazy"]]),
+    ("status", &["[DIR]"], &[&["--json"]]),
+    ("top", &["[DIR]"], &[&["-i, --interval", "-n, --count"]]),
+    ("map", &["<DIR>"], &[&["--part", "--svg", "--width", "--json"]]),
+    ("reload", &["[DIR]"], &[&["--all", "--json"]]),
+    ("abort", &["<DIR>"], &[]),
     (
         "make",
         &["<INDEX>", "<FILE>"],

@@ -6,6 +6,7 @@ mod cache;
 mod chunks;
 mod cli;
 mod config;
+mod control;
 mod format;
 mod hostile;
 mod inspect;

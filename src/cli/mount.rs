@@ -148,6 +148,13 @@ pub(super) fn settle(
     for store in sources.stores.iter_mut().chain(&mut sources.cache) {
         *store = settings::absolute(store)?;
     }
+    let config = &mut options.config;
+    let paths =
+        [&mut config.config_file, &mut config.store_file, &mut config.ahead.record, &mut config.service.access_trace];
+    for path in paths.into_iter().flatten() {
+        // So that they are the same when they are read again from another directory.
+        *path = std::path::absolute(&*path)?;
+    }
     Ok(options)
 }
 

@@ -42,7 +42,7 @@ pub fn mount_defaults(configuration: &Configuration) -> Result<MountConfig> {
             config.sources.stores.clear();
         }
         let value = match option.name {
-            "store" | "cache" | "store-file" => beside(&entry.value, &entry.origin),
+            "store" | "cache" | "store-file" | "record" | "access-trace" => beside(&entry.value, &entry.origin),
             _ => entry.value.clone(),
         };
         option

@@ -247,7 +247,8 @@ fn status_kib(pid: i32, field: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-fn is_running(pid: i32) -> bool {
+/// Whether a process is there and not a zombie.
+pub fn is_running(pid: i32) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
     // The state follows the name, which is in parentheses and may hold anything. A zombie has ended.
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))

@@ -15,7 +15,7 @@ use super::protocol::{Answer, Ask, MAX_REPLY_BYTES, Refusal, Reply, Request, Sta
 use crate::mount::table::{MountEntry, MountTable};
 
 /// How long a service may take to show what there is to see. It waits for nothing itself.
-pub const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+pub const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long it may take to read its settings again: programs that give secrets have half a minute each.
 pub const RELOAD_TIMEOUT: Duration = Duration::from_secs(120);

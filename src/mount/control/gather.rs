@@ -448,7 +448,8 @@ fn cell_of(samples: &[&Sample], start: u64, end: u64) -> Cell {
     let share = |is_in: &dyn Fn(&Sample) -> bool| {
         let all: f32 = samples.iter().map(|sample| overlap(sample)).sum();
         let inside: f32 = samples.iter().filter(|sample| is_in(sample)).map(|sample| overlap(sample)).sum();
-        if all > 0.0 { inside / all } else { 0.0 }
+        // (A sum of nothing is minus zero.)
+        if all > 0.0 && inside > 0.0 { inside / all } else { 0.0 }
     };
     Cell {
         memory: share(&|sample| sample.in_memory),

@@ -21,7 +21,7 @@ const QUICK: Duration = Duration::from_secs(1);
 const MAX_PARTS: usize = 256;
 
 /// A look is good for this long, and for this many times the time it took.
-const GOOD_FOR: Duration = Duration::from_secs(1);
+const GOOD_FOR: Duration = Duration::from_millis(200);
 const GOOD_FOR_TIMES: u32 = 20;
 
 /// What was seen at one chunk.

@@ -1,0 +1,668 @@
+//! What can be seen of a mount from outside, and changed: status, map, top, reload, remount, abort, metrics and the access trace; with stores and
+//! services that hang.
+
+mod ground;
+mod metrics;
+mod soak;
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use caifs::mount::attach::{AttachRequest, attach};
+use caifs::mount::control::MountedAt;
+use caifs::mount::options::VfsFlags;
+use caifs::mount::table::MountTable;
+use caifs::volume::FileKind;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::mount::can_mount;
+use crate::support::mounted::{Mounted, is_mountpoint, is_running};
+use crate::support::peers::peer;
+use crate::support::proxy::{FaultProxy, Mode, ProxyFault};
+use crate::support::run::{command, run};
+use crate::support::scratch::Scratch;
+use crate::support::scripted::{Scripted, answer};
+use crate::support::servers::nginx::{Nginx, Site};
+use ground::{BLOCK_BYTES, Ground, direct, until};
+
+#[test]
+fn status_is_found_by_any_way_to_the_mount_and_tells_what_is_there() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new(3_000_000);
+    let mounted = ground.mount(&[]);
+    let link = ground.scratch.join("link");
+    symlink(&ground.mnt, &link).unwrap();
+    assert!(fs::read(ground.image()).unwrap() == ground.blob);
+    for way in [ground.mnt.clone(), link.clone(), link.join("blob"), ground.scratch.join("st/../mnt/.")] {
+        let status = ground.status_of(&way);
+        assert_eq!(status["pid"], mounted.pids()[0]);
+        assert_eq!(status["mountpoint"], ground.mnt.to_str().unwrap());
+    }
+    let status = ground.status();
+    assert_eq!(status["source"], ground.index.to_str().unwrap());
+    assert_eq!((&status["kind"], &status["parts"][0]["size_bytes"]), (&"image".into(), &3_000_000.into()));
+    assert_eq!(status["totals"]["read_bytes"], 3_000_000);
+    assert_eq!((&status["totals"]["n_eio"], &status["totals"]["n_panics"]), (&0.into(), &0.into()));
+    let (store, n_chunks) = (&status["stores"][0], &status["parts"][0]["n_chunks"]);
+    assert_eq!(
+        (&store["name"], &store["n_found"], &store["is_healthy"]),
+        (&ground.store.to_str().unwrap().into(), n_chunks, &true.into())
+    );
+    assert_eq!(status["totals"]["n_fetches"], *n_chunks);
+    let setting = |name: &str| {
+        let settings = status["settings"].as_array().unwrap().clone();
+        settings.into_iter().find(|setting| setting["name"] == name).map(|setting| setting["value"].clone())
+    };
+    assert_eq!((setting("memory"), setting("uid")), (Some("256M".into()), None));
+    assert_eq!(status["requests"]["n_in_flight"], 0);
+    // Everything was read and fits into memory.
+    ground.until_status("it is seen to be present", |status| {
+        status["present"]["memory"] == 1.0
+            && status["present"]["read"] == 1.0
+            && status["present"]["is_estimate"] == false
+    });
+    let text = ground.caifs(&["status"]).arg(&ground.mnt).output().unwrap();
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("  present    100 % (memory 100 %, disk 0 %); read so far: 100 %"), "{text}");
+    let table = run(&mut ground.caifs(&["status"])).ok().text();
+    assert!(
+        table.lines().count() >= 2 && table.lines().any(|line| line.starts_with(ground.mnt.to_str().unwrap())),
+        "{table}"
+    );
+    let sockets: Vec<_> = fs::read_dir(ground.run_dir()).unwrap().map(|entry| entry.unwrap()).collect();
+    assert_eq!(sockets.len(), 1);
+    assert_eq!(sockets[0].metadata().unwrap().mode() & 0o777, 0o600);
+    assert!(mounted.end());
+    until("the socket goes with the mount", || fs::read_dir(ground.run_dir()).unwrap().count() == 0);
+    let gone = run(ground.caifs(&["status"]).arg(&ground.mnt)).fails();
+    assert_eq!(gone.error_line(), format!("caifs: {} is not a mountpoint of caifs", ground.mnt.display()));
+}
+
+#[test]
+fn mounts_in_the_foreground_and_on_files_have_sockets_and_control_no_has_none() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new(300_000);
+    let file = ground.scratch.file("file", "");
+    for (mountpoint, foreground) in [(&ground.mnt, true), (&file, false), (&file, true)] {
+        let mut command = ground.mount_command(mountpoint, &[]);
+        let mounted = match foreground {
+            true => Mounted::by_server(command.arg("-f"), mountpoint).unwrap(),
+            false => Mounted::by_command(&mut command, mountpoint).unwrap(),
+        };
+        until("it can be asked", || {
+            run(ground.caifs(&["status", "--json"]).arg(mountpoint)).text().contains("\"kind\": \"image\"")
+        });
+        assert!(mounted.end());
+    }
+    let mounted = ground.mount(&["--control=no"]);
+    let silent = run(ground.caifs(&["status"]).arg(&ground.mnt)).fails();
+    assert!(
+        silent.error_line().contains("has no control socket (it was mounted with control=no, or its process is dead)"),
+        "{}",
+        silent.stderr
+    );
+    assert!(mounted.end());
+}
+
+#[test]
+fn a_connection_that_was_mounted_by_somebody_else_is_found_in_the_table() {
+    if !can_mount() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let mnt = scratch.dir("mnt");
+    let source = std::ffi::OsString::from("x");
+    let request = AttachRequest {
+        mountpoint: &mnt,
+        source: &source,
+        root_kind: FileKind::Directory,
+        flags: VfsFlags::default(),
+        allow_other: false,
+    };
+    let mounted = attach(&request).expect("mounted");
+    let id = mounted.attached.id();
+    let by_path = MountedAt::find(File::open("/dev/null").unwrap(), &mnt);
+    assert_eq!((by_path.mountpoint.as_path(), by_path.device), (mnt.as_path(), Some((id.major, id.minor))));
+    let by_connection = MountedAt::find(&mounted.fd, Path::new("/dev/fd/9"));
+    if by_connection.device.is_some() {
+        // Of a kernel that tells.
+        assert_eq!(by_connection, by_path);
+    }
+}
+
+#[test]
+fn only_the_mounts_user_and_root_are_answered() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new(300_000);
+    let mounted = ground.mount(&[]);
+    let socket = ground.socket();
+    // As if permissions had not kept him out.
+    fs::set_permissions(&*ground.scratch, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
+    let mut stranger = command(
+        "setpriv",
+        ["--reuid=65534", "--regid=65534", "--clear-groups", "--", env!("CARGO_BIN_EXE_caifs"), "status"],
+    );
+    stranger.arg(&ground.mnt).env("CAIFS_RUNTIME_DIR", ground.run_dir()).env("LC_ALL", "C");
+    let refused = run(&mut stranger).fails();
+    assert_eq!(refused.error_line(), "caifs: this mount is another user's");
+    assert!(mounted.end());
+}
+
+#[test]
+fn requests_that_are_none_are_refused_and_hurt_nobody() {
+    use std::io::{Read, Write};
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new(300_000);
+    let mounted = ground.mount(&[]);
+    let ask = |bytes: &[u8]| {
+        let mut stream = std::os::unix::net::UnixStream::connect(ground.socket()).unwrap();
+        // The answer may come, and the connection end, before all is sent.
+        let _ = stream.write_all(bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut text = String::new();
+        let _ = stream.read_to_string(&mut text);
+        text
+    };
+    assert!(
+        ask(b"{\"version\":1,\"request\":\"status\"}\n{\"version\":1,\"request\":\"status\"}\n").lines().count() == 2
+    );
+    assert!(
+        ask(b"{\"version\":9,\"request\":\"status\"}\n")
+            .contains("version 9 of the control protocol is not spoken here")
+    );
+    assert!(ask(b"GET / HTTP/1.1\n").contains("\"kind\":\"bad_request\""));
+    let long = vec![b'x'; 200 << 10];
+    assert!(ask(&long).contains("a request has 65536 bytes at the most"));
+    assert_eq!(ask(b""), "");
+    assert_eq!(ground.status()["pid"], mounted.pids()[0]);
+    assert!(mounted.end());
+}
+
+#[test]
+fn a_store_that_hangs_is_seen_with_who_waits_for_it() {
+    if !can_mount() {
+        return;
+    }
+    let Some(nginx) = peer("nginx") else { return };
+    let ground = Ground::new(6_000_000);
+    let nginx = Nginx::start(&nginx.path, &ground.scratch, Site { server: "", tls: None, verify_client: false });
+    let proxy = ground.behind_proxy(&nginx);
+    let store = format!("{}/st", proxy.url());
+    let mounted = ground.mount_from(&store, &["--io-timeout", "60s"]);
+    proxy.set_mode(Mode::BlackHole);
+    std::thread::scope(|scope| {
+        let image = direct(&ground.image());
+        let reader = scope.spawn(move || {
+            let mut buffer = ground::Aligned::new(BLOCK_BYTES);
+            image.read_exact_at(buffer.bytes(), 1 << 20).map(|()| buffer.bytes().to_vec())
+        });
+        // Counted by the mount itself, so this waits for what happens and not for time.
+        ground.until_status("the reader waits", |status| status["requests"]["n_in_flight"].as_u64() >= Some(1));
+        let status = ground.status();
+        let request = &status["requests"]["oldest"][0];
+        assert_eq!((&request["op"], &request["ino"]), (&"read".into(), &2.into()), "{request}");
+        assert!(request["age_seconds"].as_f64().unwrap() >= 0.0);
+        assert!(status["requests"]["n_waiting_for_chunks"].as_u64() >= Some(1));
+        assert!(status["fetches"]["n_in_flight"].as_u64() >= Some(1));
+        assert_eq!(status["fetches"]["oldest"][0]["chunk"].as_str().unwrap().len(), 64);
+        ground.until_status("the store is asked", |status| status["stores"][0]["n_in_flight"].as_u64() >= Some(1));
+        let text = run(ground.caifs(&["status"]).arg(&ground.mnt)).ok().text();
+        assert!(text.contains("read for ") && text.contains(" under way"), "{text}");
+        let map: serde_json::Value =
+            serde_json::from_str(&run(ground.caifs(&["map", "--json"]).arg(&ground.mnt)).ok().text()).unwrap();
+        assert!(map["cells"].as_array().unwrap().iter().any(|cell| cell["is_fetching"] == true), "{map}");
+        let top = run(ground.caifs(&["top", "-n", "2", "-i", "100ms"]).arg(&ground.mnt)).ok().text();
+        assert!(top.contains("requests wait (") && top.matches(&*ground.mnt.to_string_lossy()).count() >= 2, "{top}");
+        proxy.set_mode(Mode::Up);
+        let read = reader.join().unwrap().unwrap();
+        assert!(read == ground.blob[1 << 20..][..BLOCK_BYTES]);
+    });
+    ground.until_status("nobody waits any more", ground::is_idle);
+    assert!(mounted.end());
+}
+
+#[test]
+fn a_service_that_is_stopped_or_dead_is_told_and_its_mount_can_be_aborted() {
+    if !can_mount() {
+        return;
+    }
+    for is_dead in [false, true] {
+        let ground = Ground::new(6_000_000);
+        let mut mounted = ground.mount(&[]);
+        // What the path leads through is known to the kernel before, so that only the read has to wait.
+        let image = direct(&ground.image());
+        let pid = mounted.pids()[0];
+        match is_dead {
+            true => mounted.kill_server(),
+            false => kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap(),
+        }
+        let silent = run(ground.caifs(&["status"]).arg(&ground.mnt)).fails();
+        let wanted = match is_dead {
+            true => format!(
+                "caifs: the process that served {} is dead (unmount with `caifs umount`, or mount again)",
+                ground.mnt.display()
+            ),
+            false => format!(
+                "caifs: the process of {} ({pid}, which is stopped: `kill -CONT {pid}` lets it go on) does not answer within 3 s \
+                 (`caifs abort` ends a mount that hangs)",
+                ground.mnt.display()
+            ),
+        };
+        assert_eq!(silent.error_line(), wanted);
+        let table = run(&mut ground.caifs(&["status"])).fails();
+        assert!(
+            table.text().contains(ground.mnt.to_str().unwrap()) && table.stderr.contains("do not answer"),
+            "{}",
+            table.stderr
+        );
+        if is_dead {
+            assert_eq!(fs::read_dir(ground.run_dir()).unwrap().count(), 0, "its socket is cleaned away");
+        }
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| image.read_at(ground::Aligned::new(BLOCK_BYTES).bytes(), 0).map(drop));
+            let aborted = run(ground.caifs(&["abort"]).arg(&ground.mnt)).ok().text();
+            assert!(aborted.starts_with(&format!("{} is aborted and unmounted", ground.mnt.display())), "{aborted}");
+            assert!(reader.join().unwrap().is_err(), "who waits has an error");
+        });
+        assert!(!is_mountpoint(&ground.mnt));
+        if !is_dead {
+            kill(Pid::from_raw(pid), Signal::SIGCONT).unwrap();
+            until("the process ends", || !is_running(pid));
+        }
+        let again = run(ground.caifs(&["abort"]).arg(&ground.mnt)).fails();
+        assert_eq!(again.error_line(), format!("caifs: {} is not a mountpoint of caifs", ground.mnt.display()));
+    }
+}
+
+#[test]
+fn abort_leaves_alone_what_is_not_ours() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new(300_000);
+    let mounted = ground.mount(&[]);
+    let refused = run(ground.caifs(&["abort"]).arg(ground.image())).fails();
+    let wanted =
+        format!("caifs: {} lies in the caifs mount on {}: name that", ground.image().display(), ground.mnt.display());
+    assert_eq!(refused.error_line(), wanted);
+    let refused = run(&mut ground.caifs(&["abort", "/proc"])).fails();
+    assert_eq!(refused.error_line(), "caifs: /proc is a mount of proc, not of fuse.caifs");
+    let refused = run(ground.caifs(&["abort"]).arg(&*ground.scratch)).fails();
+    assert!(refused.error_line().ends_with("is not a mountpoint of caifs"), "{}", refused.stderr);
+    assert!(fs::read(ground.image()).unwrap() == ground.blob);
+    assert!(mounted.end());
+}
+
+#[test]
+fn reload_changes_credentials_stores_and_limits_under_load_without_an_error() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new(40_000_000);
+    // A server that asks for a word; which word counts changes.
+    let (accepts, n_old) = (Arc::new(AtomicUsize::new(1)), Arc::new(AtomicUsize::new(0)));
+    let (seen_accepts, seen_old, dir) = (Arc::clone(&accepts), Arc::clone(&n_old), ground.store.clone());
+    let server = Scripted::start(move |_, request| {
+        let accepted = seen_accepts.load(Ordering::SeqCst);
+        let word = match request.header("authorization") {
+            Some("word one") => 1,
+            Some("word two") => 2,
+            _ => 0,
+        };
+        if word == 0 || word & accepted == 0 {
+            seen_old.fetch_add(1, Ordering::SeqCst);
+            return answer("403 Forbidden", "", b"");
+        }
+        let path = request.line.trim_start_matches("GET /");
+        match fs::read(dir.join(path)) {
+            Ok(bytes) => answer("200 OK", "", &bytes),
+            Err(_) => answer("404 Not Found", "", b""),
+        }
+    });
+    let word = ground.scratch.file("word", "word one\n");
+    fs::set_permissions(&word, fs::Permissions::from_mode(0o600)).unwrap();
+    let config = ground.scratch.join("caifs.toml");
+    let configure = |mount: &str| {
+        let text = format!(
+            "[mount]\n{mount}\n[[stores]]\nlocation = \"http://**\"\nhttp-auth = {{ file = \"{}\" }}\n",
+            word.display()
+        );
+        fs::write(&config, text).unwrap();
+    };
+    configure("memory = \"16M\"");
+    let mut mount = ground.caifs(&["mount", "--config"]);
+    mount.arg(&config).arg(&ground.index).arg(&ground.mnt).arg("-s").arg(server.url()).args(["--io-timeout", "20s"]);
+    let mounted = Mounted::by_command(&mut mount, &ground.mnt).unwrap();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..4)
+            .map(|seed| {
+                scope.spawn({
+                    let (ground, is_over) = (&ground, &is_over);
+                    move || ground.read_until(seed, is_over)
+                })
+            })
+            .collect();
+        let reload = || run(ground.caifs(&["reload"]).arg(&ground.mnt));
+        let progress = |what: &str| {
+            let before = ground.status()["totals"]["read_bytes"].as_u64().unwrap();
+            ground.until_status(what, |status| status["totals"]["read_bytes"].as_u64().unwrap() > before + (4 << 20));
+        };
+        progress("readers read with the first word");
+        assert_eq!(reload().ok().text(), "nothing is different; stores are opened anew\n");
+        // Both words hold for a moment, as they do wherever credentials are rotated.
+        accepts.store(3, Ordering::SeqCst);
+        fs::write(&word, "word two\n").unwrap();
+        let said = reload().ok().text();
+        assert_eq!(said, format!("changed  http-auth of {}\n", server.url()));
+        progress("readers read with the second word");
+        accepts.store(2, Ordering::SeqCst);
+        n_old.store(0, Ordering::SeqCst);
+        progress("readers go on");
+        assert_eq!(n_old.load(Ordering::SeqCst), 0, "nobody uses the first word any more");
+
+        configure("memory = \"32M\"\nio-timeout = \"21s\"\nuid = 7");
+        let said = reload().ok().text();
+        assert_eq!(said, "changed  memory: 16M -> 32M\nnot now  uid: default -> 7 (unmount and mount again)\n");
+        assert_eq!(ground.status()["tiers"][0]["limit_bytes"], 16 << 20);
+        fs::write(&config, "[mount]\nmemory = \"64M\"\nio-timeot = \"9s\"\n").unwrap();
+        let wrong = reload().fails();
+        let line = wrong.error_line();
+        assert!(line.contains("nothing is changed: ") && line.contains("unknown key \"io-timeot\""), "{line}");
+        assert_eq!(ground.status()["tiers"][0]["limit_bytes"], 16 << 20);
+        // What was not there when it was mounted: a second store; told by signal.
+        fs::write(
+            &config,
+            format!(
+                "[mount]\nmemory = \"20M\"\n[[stores]]\nlocation = \"http://**\"\nhttp-auth = {{ file = \"{}\" }}\n",
+                word.display()
+            ),
+        )
+        .unwrap();
+        kill(Pid::from_raw(mounted.pids()[0]), Signal::SIGHUP).unwrap();
+        ground.until_status("the signal is heard", |status| status["tiers"][0]["limit_bytes"] == 10 << 20);
+        progress("readers go on after the signal");
+        is_over.store(true, Ordering::SeqCst);
+        for reader in readers {
+            assert!(reader.join().unwrap() > 0);
+        }
+    });
+    let status = ground.status();
+    assert_eq!((&status["totals"]["n_eio"], &status["totals"]["n_panics"]), (&0.into(), &0.into()), "{status}");
+    ground.until_status("nobody waits any more", ground::is_idle);
+    assert!(
+        status["budget"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|share| share["used_bytes"].as_u64() <= share["limit_bytes"].as_u64())
+    );
+    assert!(mounted.end());
+}
+
+#[test]
+fn reload_all_reaches_every_mount_and_stores_in_a_file_are_read_again() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new(3_000_000);
+    let empty = ground.scratch.dir("empty");
+    let second = ground.scratch.dir("second");
+    let stores = ground.scratch.join("stores.json");
+    fs::write(&stores, format!("{{\"stores\": [{empty:?}]}}")).unwrap();
+    let mut mount = ground.caifs(&["mount", "--store-file"]);
+    mount.arg(&stores).arg(&ground.index).arg(&ground.mnt);
+    let first = Mounted::by_command(&mut mount, &ground.mnt).unwrap();
+    let mut mount = ground.mount_command(&second, &[]);
+    let other = Mounted::by_command(&mut mount, &second).unwrap();
+    assert!(fs::read(ground.image()).is_err(), "the store is empty");
+    fs::write(&stores, format!("{{\"stores\": [{:?}]}}", ground.store)).unwrap();
+    let said = run(&mut ground.caifs(&["reload", "--all"])).ok().text();
+    assert!(said.contains(&format!("changed  store: {} -> {}", empty.display(), ground.store.display())), "{said}");
+    assert!(said.contains(&format!("{}:\nnothing is different", second.display())), "{said}");
+    assert!(fs::read(ground.image()).unwrap() == ground.blob);
+    assert_eq!(ground.status()["stores"][0]["name"], ground.store.to_str().unwrap());
+    fs::write(&stores, format!("{{\"stores\": [\"{}/missing\"]}}", ground.scratch.display())).unwrap();
+    let wrong = run(ground.caifs(&["reload"]).arg(&ground.mnt)).fails();
+    assert!(
+        wrong.error_line().contains("nothing is changed: ") && wrong.stderr.contains("missing"),
+        "{}",
+        wrong.stderr
+    );
+    assert!(first.end() && other.end());
+}
+
+#[test]
+fn remount_changes_flags_and_options_and_names_what_it_cannot_change() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new(3_000_000);
+    let cache = ground.scratch.dir("cache");
+    let mounted = ground.mount(&["-o", "cache-size=100M", "-c", cache.to_str().unwrap()]);
+    let remount = |options: &str| run(ground.caifs(&["mount", "-o", options]).arg(&ground.index).arg(&ground.mnt));
+    let flags = || {
+        let table = MountTable::read().unwrap();
+        table.at(&ground.mnt).unwrap().options.clone()
+    };
+    remount("remount,cache-size=40G,noexec,noatime").ok();
+    assert_eq!(flags(), "ro,nosuid,nodev,noexec,noatime");
+    let setting = |name: &str| {
+        let settings = ground.status()["settings"].as_array().unwrap().clone();
+        settings.into_iter().find(|setting| setting["name"] == name).map(|setting| setting["value"].clone())
+    };
+    assert_eq!(setting("cache-size"), Some("40G".into()));
+    assert_eq!(ground.status()["tiers"][1]["limit_bytes"], 40u64 << 30);
+    remount("rw,_netdev,remount,exec,relatime").ok();
+    assert_eq!(flags(), "ro,nosuid,nodev,relatime");
+    // As mount(8) gives it: all options of the fstab line, of which one is another.
+    remount(&format!("rw,remount,store={},cache={},cache-size=7G", ground.store.display(), cache.display())).ok();
+    assert_eq!((setting("cache-size"), setting("memory")), (Some("7G".into()), Some("256M".into())));
+    for (options, code, reason) in [
+        (
+            "remount,memory=32M,uid=7,backing=auto",
+            1,
+            "caifs: nothing is changed: uid, backing cannot change while mounted (unmount and mount again)",
+        ),
+        (
+            "remount,memory=1",
+            1,
+            "caifs: mount option \"memory\": \"1\" is not a size of at least 16M, such as 512M or 1G",
+        ),
+        ("remount,memroy=32M", 1, "caifs: unknown mount option \"memroy\" (did you mean \"memory\"?)"),
+    ] {
+        let refused = remount(options).fails();
+        assert_eq!((refused.status.code(), refused.error_line()), (Some(code), reason));
+    }
+    assert_eq!(setting("memory"), Some("256M".into()));
+    // A remount outlives a reload.
+    run(ground.caifs(&["reload"]).arg(&ground.mnt)).ok();
+    assert_eq!(setting("cache-size"), Some("7G".into()));
+    let other = run(ground.caifs(&["mount", "-o", "remount,noexec", "/nowhere/x.caibx"]).arg(&ground.mnt)).fails();
+    let wanted = format!("{} is mounted there, and not /nowhere/x.caibx", ground.index.display());
+    assert!(other.status.code() == Some(32) && other.error_line().contains(&wanted), "{}", other.stderr);
+    assert_eq!(flags(), "ro,nosuid,nodev,relatime");
+    let table = MountTable::read().unwrap();
+    assert_eq!(table.entries().iter().filter(|entry| entry.mountpoint == ground.mnt).count(), 1, "no second mount");
+    assert!(mounted.end());
+    let nothing = remount("remount,memory=32M").fails();
+    assert!(
+        nothing.status.code() == Some(32) && nothing.error_line().contains("nothing of caifs is mounted there"),
+        "{}",
+        nothing.stderr
+    );
+    assert!(!is_mountpoint(&ground.mnt));
+
+    let mounted = ground.mount(&["--control=no"]);
+    remount("remount,noexec").ok();
+    assert_eq!(flags(), "ro,nosuid,nodev,noexec,relatime");
+    let refused = remount("remount,memory=32M").fails();
+    assert_eq!(refused.status.code(), Some(32));
+    assert!(refused.error_line().contains("options of caifs itself need its control socket: "), "{}", refused.stderr);
+    assert!(mounted.end());
+}
+
+#[test]
+fn a_map_shows_what_is_where() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new(4_000_000);
+    let cache = ground.scratch.dir("cache");
+    let with_cache = ["-c", cache.to_str().unwrap(), "--cache-size", "1G"];
+    let mounted = ground.mount(&with_cache);
+    let map = |args: &[&str]| run(ground.caifs(&["map"]).args(args).arg(&ground.mnt)).ok().text();
+    let cells = || -> Vec<serde_json::Value> {
+        let map: serde_json::Value = serde_json::from_str(&map(&["--json", "--width", "16"])).unwrap();
+        map["cells"].as_array().unwrap().clone()
+    };
+    assert!(cells().iter().all(|cell| cell["any"] == 0.0 && cell["was_read"] == false));
+    let empty = map(&["--width", "20"]);
+    assert!(empty.contains(", 0 % present") && empty.contains("        0 B ....................\n"), "{empty}");
+    let image = direct(&ground.image());
+    let mut buffer = ground::Aligned::new(2 << 20);
+    image.read_exact_at(buffer.bytes(), 0).unwrap();
+    until("half of it is seen in memory and on disk", || {
+        let cells = cells();
+        let n = cells.len();
+        let is_here =
+            |cell: &serde_json::Value| cell["memory"] == 1.0 && cell["disk"] == 1.0 && cell["was_read"] == true;
+        cells[..n * 45 / 100].iter().all(is_here)
+            && cells[n * 6 / 10..].iter().all(|cell| cell["any"] == 0.0 && cell["was_read"] == false)
+    });
+    let text = map(&["--width", "20"]);
+    assert!(text.contains("        0 B ####################\n") && text.contains("....................\n"), "{text}");
+    drop(image);
+    assert!(mounted.end());
+    let mounted = ground.mount(&with_cache);
+    until("it is seen on disk only", || {
+        let cells = cells();
+        cells[..cells.len() * 45 / 100].iter().all(|cell| cell["memory"] == 0.0 && cell["disk"] == 1.0)
+    });
+    let picture = ground.scratch.join("map.svg");
+    map(&["--svg", picture.to_str().unwrap()]);
+    let svg = fs::read_to_string(&picture).unwrap();
+    assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>") && svg.contains("on disk"), "{svg}");
+    assert!(svg.len() < 20_000, "{}", svg.len());
+    if let Some(xmllint) = which("xmllint") {
+        run(command(xmllint, ["--noout"]).arg(&picture)).ok();
+    }
+    let wrong = run(ground.caifs(&["map", "--part", "x"]).arg(&ground.mnt)).fails();
+    assert_eq!(wrong.error_line(), "caifs: no index is open at x");
+    assert!(mounted.end());
+}
+
+fn which(program: &str) -> Option<&str> {
+    Command::new(program)
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok()
+        .then_some(program)
+}
+
+#[test]
+fn top_fills_a_terminal_and_ends_with_q() {
+    if !can_mount() || which("script").is_none() {
+        return;
+    }
+    let ground = Ground::new(300_000);
+    let mounted = ground.mount(&[]);
+    let top = format!("stty rows 30 cols 100; {} top -i 100ms {}", env!("CARGO_BIN_EXE_caifs"), ground.mnt.display());
+    let mut script = command("script", ["-qec", &top, "/dev/null"]);
+    let mut child =
+        script.env("CAIFS_RUNTIME_DIR", ground.run_dir()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    let mut keys = child.stdin.take().unwrap();
+    let mut shown = Vec::new();
+    let mut part = [0; 4096];
+    use std::io::{Read, Write};
+    // Two pages, then the key.
+    while String::from_utf8_lossy(&shown).matches("q ends").count() < 2 {
+        let n = out.read(&mut part).unwrap();
+        assert!(n > 0, "{}", String::from_utf8_lossy(&shown));
+        shown.extend_from_slice(&part[..n]);
+    }
+    keys.write_all(b"q").unwrap();
+    out.read_to_end(&mut shown).unwrap();
+    let status = crate::support::run::wait(&mut child, Duration::from_secs(60)).expect("q ends it");
+    assert!(status.success(), "{status}");
+    let shown = String::from_utf8_lossy(&shown);
+    assert!(shown.contains("\x1b[?1049h") && shown.trim_end().ends_with("\x1b[?25h\x1b[?1049l"), "{shown:?}");
+    assert!(shown.contains(&*ground.mnt.to_string_lossy()) && shown.contains("requests wait"), "{shown:?}");
+    assert!(mounted.end());
+    let wrong = run(&mut ground.caifs(&["top", "-i", "1ms"])).fails();
+    assert_eq!(wrong.error_line(), "caifs: --interval: \"1ms\" is not a time of at least 100ms, such as 1s");
+}
+
+#[test]
+fn the_access_trace_has_a_line_for_each_request() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new(2_000_000);
+    let cache = ground.scratch.dir("cache");
+    let trace = ground.scratch.join("trace");
+    let args = ["-c", cache.to_str().unwrap(), "--cache-size", "1G", "--access-trace", trace.to_str().unwrap()];
+    for round in 0..2 {
+        let mounted = ground.mount(&args);
+        let image = direct(&ground.image());
+        let mut buffer = ground::Aligned::new(BLOCK_BYTES);
+        for _ in 0..2 {
+            image.read_exact_at(buffer.bytes(), 1 << 20).unwrap();
+        }
+        // What is kept on disk is written behind the reader's back.
+        ground.until_status("it is kept", |status| status["tiers"][1]["n_kept"].as_u64() > Some(0) || round > 0);
+        drop(image);
+        assert!(mounted.end());
+    }
+    let text = fs::read_to_string(&trace).unwrap();
+    let mut lines = text.lines();
+    assert_eq!(lines.next(), Some("# time request inode offset length source microseconds errno"));
+    let lines: Vec<Vec<&str>> = lines.map(|line| line.split(' ').collect()).collect();
+    for line in &lines {
+        assert_eq!(line.len(), 8, "{line:?}");
+        let numbers = [line[0], line[2], line[3], line[4], line[6], line[7]];
+        assert!(numbers.iter().all(|number| number.parse::<f64>().is_ok()), "{line:?}");
+    }
+    let reads: Vec<_> = lines
+        .iter()
+        .filter(|line| line[1] == "read" && line[3] == "1048576")
+        .map(|line| (line[2], line[5], line[7]))
+        .collect();
+    let wanted = [("2", "store", "0"), ("2", "memory", "0"), ("2", "disk", "0"), ("2", "memory", "0")];
+    assert_eq!(reads, wanted, "{text}");
+    assert!(lines.iter().any(|line| line[1] == "lookup"));
+    assert_eq!(fs::metadata(&trace).unwrap().mode() & 0o777, 0o600);
+    let nowhere = ground.try_mount(&["--access-trace", "/nonexistent/trace"]).unwrap_err();
+    assert!(nowhere.contains("access trace /nonexistent/trace: No such file or directory"), "{nowhere}");
+}
+
+#[test]
+fn a_proxy_that_is_set_up_for_these_tests_answers() {
+    // What the tests above take for a hanging store must be one that otherwise works.
+    let Some(nginx) = peer("nginx") else { return };
+    let ground = Ground::new(300_000);
+    let nginx = Nginx::start(&nginx.path, &ground.scratch, Site { server: "", tls: None, verify_client: false });
+    let proxy: FaultProxy = ground.behind_proxy(&nginx);
+    proxy.set_script(|_, _| ProxyFault::None);
+    let out = ground.scratch.join("out");
+    run(ground.caifs(&["cat", "-s"]).arg(format!("{}/st", proxy.url())).arg(&ground.index).arg(&out)).ok();
+    assert!(fs::read(&out).unwrap() == ground.blob);
+}
