@@ -4,6 +4,7 @@
 //! * [`fork`]: split the process, refused when threads exist.
 //! * [`catch_signals`]: signals as bytes of a stream.
 //! * [`receive_fd`], [`read_at_nowait`]: a descriptor from a socket; a read that does not wait for the disk.
+//! * [`read_password`]: a line from the terminal that it does not show.
 //! * [`attributes`]: what Linux knows of a file beyond stat(2), for making archives.
 //!
 //! Invariant: every function here is safe to call with any argument; what it needs, it checks.
@@ -11,8 +12,10 @@
 pub mod attributes;
 mod file;
 mod mapped;
+mod password;
 mod process;
 
 pub use file::{read_at_nowait, receive_fd};
 pub use mapped::MappedFile;
+pub use password::read_password;
 pub use process::{Forked, catch_signals, fork};

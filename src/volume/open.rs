@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::image::{ImageConfig, ImageVolume};
 use super::sources::Sources;
 use super::tree::TreeVolume;
+use super::trust::refuse_plain_archive;
 use super::{Live, LiveVolume, Owners, Part, Volume};
 use crate::blob::{Blob, ChunkedBlob, FileBlob};
 use crate::config::{MountConfig, SourceConfig};
@@ -118,6 +119,7 @@ pub async fn open_blob(
 ) -> Result<Opened, OpenError> {
     let shown = location.to_string();
     let fail = |why: &dyn ToString| OpenError::new(&shown, why.to_string());
+    let trust = &sources.trust;
     let sources = Sources::open(sources, plan, fetch_timeout, report)?;
     let claimed = SpecKind::by_suffix(location.file_name());
     let kind = match location {
@@ -138,6 +140,7 @@ pub async fn open_blob(
             return Err(fail(&"it is an index, not an archive (rename it to .caidx or .caibx)"));
         }
         (Kind::Archive, _) | (Kind::Other, Some(SpecKind::Archive)) => {
+            refuse_plain_archive(trust).map_err(|error| fail(&error))?;
             let (blob, mtime) = match location {
                 FileLocation::Remote { name, .. } => {
                     let (blocks, mtime) = sources.archive(location, name).await?;
