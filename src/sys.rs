@@ -5,7 +5,7 @@
 //! * [`catch_signals`]: signals as bytes of a stream.
 //! * [`receive_fd`], [`inherited_fd`], [`read_at_nowait`]: a descriptor from a socket, one left open by whoever started us; a read
 //!   that does not wait for the disk.
-//! * [`terminal_size`], [`KeyMode`]: a terminal and its keys.
+//! * [`terminal_size`], [`KeyMode`], [`read_password`]: a terminal and its keys; a line from it that it does not show.
 //! * [`attributes`]: what Linux knows of a file beyond stat(2), for making archives.
 //!
 //! Invariant: every function here is safe to call with any argument; what it needs, it checks.
@@ -13,10 +13,12 @@
 pub mod attributes;
 mod file;
 mod mapped;
+mod password;
 mod process;
 mod terminal;
 
 pub use file::{inherited_fd, read_at_nowait, receive_fd};
 pub use mapped::MappedFile;
+pub use password::read_password;
 pub use process::{Forked, catch_signals, fork};
 pub use terminal::{KeyMode, terminal_size};

@@ -36,6 +36,9 @@ const STORES: Names = &[
     "-n, --concurrency",
 ];
 
+/// Flags of every verb that reads an index.
+const TRUST: Names = &["--index-sha256", "--verify-key"];
+
 const MOUNT: Names = &[
     "-o, --options",
     "-f, --foreground",
@@ -56,8 +59,6 @@ const MOUNT: Names = &[
     "--backing",
     "--passthrough[=<YES>]",
     "--metadata-table[=<YES>]",
-    "--index-sha256",
-    "--verify-key",
     "--mount-timeout",
     "--log",
     "--setuid",
@@ -80,8 +81,8 @@ const SERVER: Names = &[
 ];
 
 /// Every verb with its arguments and flags.
-const VERBS: [(&str, Names, &[Names]); 19] = [
-    ("mount", &["<SPEC>", "<DIR>"], &[STORES, ACCESS, MOUNT]),
+const VERBS: [(&str, Names, &[Names]); 21] = [
+    ("mount", &["<SPEC>", "<DIR>"], &[STORES, TRUST, ACCESS, MOUNT]),
     ("umount", &["<DIR>"], &[&["-z, --lazy"]]),
     ("status", &["[DIR]"], &[&["--json"]]),
     ("top", &["[DIR]"], &[&["-i, --interval", "-n, --count"]]),
@@ -125,11 +126,17 @@ const VERBS: [(&str, Names, &[Names]); 19] = [
             ],
         ],
     ),
-    ("cat", &["<INDEX>", "[OUTPUT]"], &[STORES, ACCESS, &["-o, --offset", "-l, --length", "-p, --path"]]),
-    ("ls", &["<SPEC>", "[PATH]"], &[STORES, ACCESS, &["-l, --long", "-R, --recursive", "--json"]]),
-    ("info", &["<INDEX>"], &[STORES, ACCESS, &["-f, --format"]]),
-    ("list-chunks", &["<INDEX>"], &[ACCESS]),
-    ("verify-index", &["<INDEX>", "<FILE>"], &[ACCESS, &["-n, --concurrency"]]),
+    ("cat", &["<INDEX>", "[OUTPUT]"], &[STORES, TRUST, ACCESS, &["-o, --offset", "-l, --length", "-p, --path"]]),
+    ("ls", &["<SPEC>", "[PATH]"], &[STORES, TRUST, ACCESS, &["-l, --long", "-R, --recursive", "--json"]]),
+    ("info", &["<INDEX>"], &[STORES, TRUST, ACCESS, &["-f, --format"]]),
+    ("list-chunks", &["<INDEX>"], &[TRUST, ACCESS]),
+    ("verify-index", &["<INDEX>", "<FILE>"], &[TRUST, ACCESS, &["-n, --concurrency"]]),
+    (
+        "sign",
+        &["[INDEX]..."],
+        &[ACCESS, &["-G, --generate", "-s, --secret-key", "-p, --public-key", "--trusted-comment", "--password-file"]],
+    ),
+    ("verify-signature", &["<INDEX>"], &[ACCESS, &["-p, --public-key"]]),
     ("s3-upgrade", &[], &[ACCESS, &["-s, --store", "-n, --concurrency"]]),
     (
         "chunk-server",
@@ -152,7 +159,7 @@ const VERBS: [(&str, Names, &[Names]); 19] = [
         ],
     ),
     ("index-server", &[], &[SERVER, ACCESS, &["-s, --store", "-w, --writable"]]),
-    ("config", &["[LOCATION]"], &[STORES, ACCESS, &["--json"]]),
+    ("config", &["[LOCATION]"], &[STORES, TRUST, ACCESS, &["--json"]]),
     ("demo", &["[DIR]"], &[]),
 ];
 

@@ -127,6 +127,7 @@ fn a_connection_that_was_mounted_by_somebody_else_is_found_in_the_table() {
         source: &source,
         root_kind: FileKind::Directory,
         flags: VfsFlags::default(),
+        kernel: &Default::default(),
         allow_other: false,
     };
     let mounted = attach(&request).expect("mounted");

@@ -25,5 +25,6 @@ mod remote;
 mod serve;
 mod store;
 mod support;
+mod trust;
 mod vm;
 mod volume;

@@ -75,6 +75,31 @@ impl IndexBytes {
         Ok(Self::Mapped(MappedIndex { map, version: Version::of(&metadata), file, path: path.to_owned() }))
     }
 
+    /// Opens an index file as [`IndexBytes::open`] does, but makes a copy of a large one, too, in a file without a name: what is
+    /// checked of the bytes now holds for as long as they are used, whoever may write to the file.
+    ///
+    /// # Errors
+    /// As [`IndexBytes::open`]; or the copy cannot be made.
+    pub fn copy(path: &Path, dir: Option<&Path>) -> io::Result<Self> {
+        let mapped = match Self::open(path)? {
+            Self::Mapped(mapped) => mapped,
+            copied => return Ok(copied),
+        };
+        let Some(mut copy) = unnamed_file(dir) else {
+            let why = format!(
+                "an index of this size cannot be checked: no copy of it can be made in {SPOOL_DIR} or the cache"
+            );
+            return Err(io::Error::other(why));
+        };
+        // One byte more would tell of a file that grew.
+        let size = mapped.version.size;
+        let copied = io::copy(&mut (&mapped.file).take(size.saturating_add(1)), &mut copy)?;
+        if copied != size {
+            return Err(io::Error::other("the file changes while it is read"));
+        }
+        Self::laid_down(copy)
+    }
+
     /// Holds an index that came from elsewhere. A large one is laid down in a file without a name, in `dir` or a directory for such
     /// files, and mapped, so that it does not count as memory.
     ///
@@ -87,23 +112,18 @@ impl IndexBytes {
         if bytes.len() as u64 > MAX_INDEX_BYTES {
             return Err(io::Error::other(format!("an index of more than {MAX_INDEX_BYTES} bytes is not taken")));
         }
-        let unnamed = |dir: &Path| {
-            let options = File::options()
-                .read(true)
-                .write(true)
-                .custom_flags(libc::O_TMPFILE | libc::O_EXCL)
-                .mode(0o600)
-                .open(dir);
-            options.and_then(|mut file| file.write_all(&bytes).map(|()| file))
+        let written = |dir: Option<&Path>| {
+            let mut file = unnamed_file(dir)?;
+            file.write_all(&bytes).ok().map(|()| file)
         };
-        let laid_down = match dir.map(unnamed) {
-            Some(Ok(file)) => Ok(file),
-            _ => unnamed(Path::new(SPOOL_DIR)),
-        };
-        let Ok(file) = laid_down else {
+        let Some(file) = written(dir).or_else(|| written(None)) else {
             tracing::warn!("a large index is held in memory: it cannot be laid down in {SPOOL_DIR} or the cache");
             return Ok(Self::Copied(bytes));
         };
+        Self::laid_down(file)
+    }
+
+    fn laid_down(file: File) -> io::Result<Self> {
         let metadata = file.metadata()?;
         let map = MappedFile::new(&file)?;
         let path = PathBuf::from("(laid down)");
@@ -123,6 +143,13 @@ impl IndexBytes {
             Err(_) => changed("can no longer be looked at"),
         }
     }
+}
+
+/// A file without a name in `dir`, or else in the directory for such files.
+fn unnamed_file(dir: Option<&Path>) -> Option<File> {
+    let mut options = File::options();
+    options.read(true).write(true).custom_flags(libc::O_TMPFILE | libc::O_EXCL).mode(0o600);
+    dir.into_iter().chain([Path::new(SPOOL_DIR)]).find_map(|dir| options.open(dir).ok())
 }
 
 impl AsRef<[u8]> for IndexBytes {

@@ -9,9 +9,11 @@ use super::map::MapArgs;
 use super::option_flags::OptionFlags;
 use super::reload::ReloadArgs;
 use super::serve_flags::{ChunkServerArgs, IndexServerArgs};
+use super::sign::SignArgs;
 use super::status::StatusArgs;
-use super::store_flags::{AccessFlags, StoreFlags};
+use super::store_flags::{AccessFlags, StoreFlags, TrustFlags};
 use super::top::TopArgs;
+use super::verify_signature::VerifySignatureArgs;
 
 /// Mount casync and desync archives and disk images lazily, and make them.
 #[derive(Debug, Parser)]
@@ -65,6 +67,10 @@ pub enum Verb {
     ListChunks(ListChunksArgs),
     /// Check that a file is what an index describes.
     VerifyIndex(VerifyIndexArgs),
+    /// Sign indexes, or make the keys to do so.
+    Sign(SignArgs),
+    /// Check the signature of an index.
+    VerifySignature(VerifySignatureArgs),
     /// Move the chunks of an S3 store of early desync to where they are looked for today.
     S3Upgrade(S3UpgradeArgs),
     /// Serve chunks over HTTP.
@@ -96,6 +102,8 @@ impl Verb {
             Self::Config(args) => Some(&mut args.stores.access.config_file),
             Self::ListChunks(args) => Some(&mut args.access.config_file),
             Self::VerifyIndex(args) => Some(&mut args.access.config_file),
+            Self::Sign(args) => Some(&mut args.access.config_file),
+            Self::VerifySignature(args) => Some(&mut args.access.config_file),
             Self::S3Upgrade(args) => Some(&mut args.access.config_file),
             Self::ChunkServer(args) => Some(&mut args.server.access.config_file),
             Self::IndexServer(args) => Some(&mut args.server.access.config_file),
@@ -294,6 +302,9 @@ pub struct ListChunksArgs {
     /// The index.
     #[arg(value_name = "INDEX")]
     pub index: PathBuf,
+    /// What the index must be.
+    #[command(flatten)]
+    pub trust: TrustFlags,
     /// How it is reached.
     #[command(flatten)]
     pub access: AccessFlags,
@@ -311,6 +322,9 @@ pub struct VerifyIndexArgs {
     /// Threads to use [default: the cores].
     #[arg(short = 'n', long, value_name = "N")]
     pub concurrency: Option<usize>,
+    /// What the index must be.
+    #[command(flatten)]
+    pub trust: TrustFlags,
     /// How the index is reached.
     #[command(flatten)]
     pub access: AccessFlags,

@@ -11,8 +11,6 @@ use super::make::report_to;
 use super::output::progress_bar;
 use super::places::open_index;
 use super::settings;
-use super::store_flags::AccessFlags;
-use crate::config::SourceConfig;
 use crate::pack::inspect::{self, InfoSources};
 use crate::store::Store;
 use crate::store::open::open_stores;
@@ -44,7 +42,7 @@ pub fn info(args: &InfoArgs) -> Result<()> {
 
 pub fn list_chunks(args: &ListChunksArgs) -> Result<()> {
     let runtime = Runtime::new().context("cannot start")?;
-    let (name, index) = open_index(&runtime, args.index.as_os_str(), &sources(&args.access)?)?;
+    let (name, index) = open_index(&runtime, args.index.as_os_str(), &settings::of_index(&args.trust, &args.access)?)?;
     let mut out = BufWriter::new(io::stdout().lock());
     // Through an error of our own kind, so that a reader that goes away is told from other failures.
     for item in index.items() {
@@ -56,15 +54,10 @@ pub fn list_chunks(args: &ListChunksArgs) -> Result<()> {
 
 pub fn verify_index(args: &VerifyIndexArgs) -> Result<()> {
     let runtime = Runtime::new().context("cannot start")?;
-    let (name, index) = open_index(&runtime, args.index.as_os_str(), &sources(&args.access)?)?;
+    let (name, index) = open_index(&runtime, args.index.as_os_str(), &settings::of_index(&args.trust, &args.access)?)?;
     let bar = progress_bar(index.blob_size());
     let progress = report_to(&bar);
     inspect::verify_index(&name, &index, &args.file, args.concurrency.unwrap_or(0), Some(&progress))?;
     bar.finish_and_clear();
     Ok(())
-}
-
-/// What an index is read with by verbs that look at no chunk.
-fn sources(access: &AccessFlags) -> Result<SourceConfig> {
-    Ok(SourceConfig { settings: Arc::new(settings::of_access(access, None)?), ..SourceConfig::default() })
 }

@@ -32,11 +32,13 @@ mod serve;
 mod serve_flags;
 mod service;
 mod settings;
+mod sign;
 mod status;
 mod store_flags;
 mod tar;
 mod top;
 mod umount;
+mod verify_signature;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -99,6 +101,8 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Info(args) => inspect::info(&args),
         Verb::ListChunks(args) => inspect::list_chunks(&args),
         Verb::VerifyIndex(args) => inspect::verify_index(&args),
+        Verb::Sign(args) => sign::run(&args),
+        Verb::VerifySignature(args) => verify_signature::run(&args),
         Verb::S3Upgrade(args) => s3_upgrade::run(&args, verbose),
         Verb::ChunkServer(args) => serve::chunk_server(&args),
         Verb::IndexServer(args) => serve::index_server(&args),

@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::store_flags::{AccessFlags, Given, StoreFlags};
+use super::store_flags::{AccessFlags, Given, StoreFlags, TrustFlags};
 use crate::config::store_options::place_of;
 use crate::config::{self, Configuration, MountConfig, Origin, SourceConfig, StoreSettings};
+use crate::format::minisign::PublicKey;
 use crate::mount::options::{MOUNT_OPTIONS, MountOption, OptionError};
 use crate::store::location::{Location, split_group, without_secrets};
+use crate::volume::trust;
 
 /// What files and the environment say, checked.
 pub fn load(config_file: Option<&Path>) -> Result<Configuration> {
@@ -43,6 +45,7 @@ pub fn mount_defaults(configuration: &Configuration) -> Result<MountConfig> {
         }
         let value = match option.name {
             "store" | "cache" | "store-file" | "record" | "access-trace" => beside(&entry.value, &entry.origin),
+            "verify-key" => key_beside(&entry.value, &entry.origin),
             _ => entry.value.clone(),
         };
         option
@@ -61,6 +64,16 @@ fn beside(text: &str, origin: &Origin) -> String {
     };
     // Nothing stays nothing, which is refused later.
     split_group(text).map(member).collect::<Vec<_>>().join("|")
+}
+
+/// A key's file of a file's, which begins where that file lies; a key itself stays.
+fn key_beside(text: &str, origin: &Origin) -> String {
+    match origin {
+        Origin::File { path, .. } if text != "no" && PublicKey::parse(text).is_err() => {
+            path.with_file_name(text).display().to_string()
+        }
+        _ => text.to_owned(),
+    }
 }
 
 /// Puts flags over settings.
@@ -84,6 +97,10 @@ pub fn finish(mut config: MountConfig, configuration: Configuration) -> Result<M
         config.sources.cache = file.cache.or(config.sources.cache);
     }
     let sources = &mut config.sources;
+    // Read now: what opens an index later may stand in another directory, or be shut out of this one.
+    if let Some(key) = &mut sources.trust.verify_key {
+        *key = trust::key_text(key)?;
+    }
     let flags = std::mem::take(Arc::make_mut(&mut sources.settings));
     sources.settings = Arc::new(flags.over(configuration.settings));
     if sources.offline && sources.cache.is_none() {
@@ -92,12 +109,19 @@ pub fn finish(mut config: MountConfig, configuration: Configuration) -> Result<M
     Ok(config)
 }
 
-/// The settings of a verb that reads: its flags over what is configured for stores. What is configured for mounts is not for it.
+/// The settings of a verb that reads: its flags over what is configured for stores. What is configured for mounts is not for it, but for
+/// what an index must be: who demands that means it wherever content is read.
 pub fn of_reading(flags: &StoreFlags) -> Result<MountConfig> {
     let configuration = load(flags.access.config_file.as_deref())?;
     let mut config = MountConfig::default();
+    config.sources.trust = mount_defaults(&configuration)?.sources.trust;
     apply(&flags.given(), &mut config)?;
     finish(config, configuration)
+}
+
+/// The settings of a verb that reads an index and no chunk.
+pub fn of_index(trust: &TrustFlags, access: &AccessFlags) -> Result<SourceConfig> {
+    of_stores(&StoreFlags { trust: trust.clone(), access: access.clone(), ..StoreFlags::default() })
 }
 
 /// The stores of a verb that reads, with their options.

@@ -45,9 +45,32 @@ pub struct StoreFlags {
     /// Sessions to one store at a time [default: 10].
     #[arg(short = 'n', long, value_name = "N")]
     pub concurrency: Option<String>,
+    /// What an index must be.
+    #[command(flatten)]
+    pub trust: TrustFlags,
     /// How they are reached.
     #[command(flatten)]
     pub access: AccessFlags,
+}
+
+/// Flags of what an index must be, for every verb that reads one.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Stores")]
+pub struct TrustFlags {
+    /// Refuse an index with another SHA-256 than this.
+    #[arg(long, value_name = "HEX")]
+    pub index_sha256: Option<String>,
+    /// Refuse an index that is not signed with this minisign key (or file of it); no for none.
+    #[arg(long, value_name = "KEY")]
+    pub verify_key: Option<String>,
+}
+
+impl TrustFlags {
+    /// The flags that were given.
+    pub fn given(&self) -> Vec<Given> {
+        let flags = [("index-sha256", &self.index_sha256), ("verify-key", &self.verify_key)];
+        flags.into_iter().filter_map(|(name, value)| Some((name, Some(value.clone()?)))).collect()
+    }
 }
 
 /// Flags of how stores are reached, for verbs that have letters of their own for the rest.
@@ -95,6 +118,7 @@ impl StoreFlags {
             given.extend(value.clone().map(|value| (name, Some(value))));
         }
         given.extend(self.offline.then_some(("offline", None)));
+        given.extend(self.trust.given());
         given.extend(self.access.given());
         given
     }

@@ -117,6 +117,8 @@ pub struct SourceConfig {
     pub cache_keep_free_bytes: Option<u64>,
     /// Use what is kept, and ask no store.
     pub offline: bool,
+    /// What an index must be.
+    pub trust: TrustConfig,
     /// Options of each store.
     pub settings: Arc<StoreSettings>,
 }
@@ -142,8 +144,6 @@ pub struct MountConfig {
     pub ahead: AheadConfig,
     /// What is kept beside chunks so that later mounts are faster.
     pub keep: KeepConfig,
-    /// What the index must be.
-    pub trust: TrustConfig,
     /// The process that serves the mount.
     pub service: ServiceConfig,
 }
@@ -160,7 +160,6 @@ impl Default for MountConfig {
             show: ShowConfig::default(),
             ahead: AheadConfig::default(),
             keep: KeepConfig::default(),
-            trust: TrustConfig::default(),
             service: ServiceConfig::default(),
         }
     }

@@ -117,9 +117,9 @@ pub const SHOWN: &[Shown] = &[
     fixed("passthrough", |config| config.keep.passthrough.and_then(switch)),
     fixed("metadata-table", |config| config.keep.metadata_table.and_then(switch)),
     fixed("index-sha256", |config| {
-        config.trust.index_sha256.map(|digest| digest.iter().map(|byte| format!("{byte:02x}")).collect())
+        config.sources.trust.index_sha256.map(|digest| digest.iter().map(|byte| format!("{byte:02x}")).collect())
     }),
-    fixed("verify-key", |config| config.trust.verify_key.clone()),
+    fixed("verify-key", |config| config.sources.trust.verify_key.clone()),
     fixed("mount-timeout", |config| Some(show_span(config.service.mount_timeout))),
     fixed("log", |config| config.service.log.clone()),
     fixed("setuid", |config| config.service.setuid.clone()),

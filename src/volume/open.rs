@@ -13,6 +13,7 @@ use super::collection;
 use super::image::{ImageConfig, ImageVolume};
 use super::sources::Sources;
 use super::tree::TreeVolume;
+use super::trust::refuse_plain_archive;
 use super::{Live, LiveVolume, Part, Show, Volume};
 use crate::blob::replies::Replies;
 use crate::blob::{Blob, ChunkedBlob, FileBlob};
@@ -133,6 +134,7 @@ pub(super) async fn open_with(
 ) -> Result<Opened, OpenError> {
     let shown = location.to_string();
     let fail = |why: &dyn ToString| OpenError::new(&shown, why.to_string());
+    let trust = &sources.config().trust;
     let claimed = SpecKind::by_suffix(location.file_name());
     let kind = match location {
         FileLocation::Local(path) => kind_of(&local_head(path).map_err(|error| fail(&error))?),
@@ -152,6 +154,7 @@ pub(super) async fn open_with(
             return Err(fail(&"it is an index, not an archive (rename it to .caidx or .caibx)"));
         }
         (Kind::Archive, _) | (Kind::Other, Some(SpecKind::Archive)) => {
+            refuse_plain_archive(trust).map_err(|error| fail(&error))?;
             let (blob, mtime) = match location {
                 FileLocation::Remote { name, .. } => {
                     let (blocks, mtime) = sources.archive(location, name).await?;

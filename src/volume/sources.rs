@@ -1,4 +1,8 @@
 //! Where the content of a mount or a verb comes from: stores, what keeps chunks of them, and indexes and archives wherever they lie.
+//!
+//! * [`Sources`] opens them; [`authentic`] is how an index is checked when something is demanded of it.
+
+mod authentic;
 
 use std::collections::HashMap;
 use std::io::{self, Read};
@@ -10,6 +14,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use super::open::{MemoryPlan, OpenError};
+use super::trust;
 use crate::blob::source::{IndexBytes, MAX_INDEX_BYTES};
 use crate::cache::blocks::{BlockRoom, Blocks, RemoteFile};
 use crate::cache::disk::{DiskConfig, DiskTier};
@@ -219,78 +224,106 @@ impl Sources {
         }
     }
 
-    /// The bytes of an index, and when it was modified.
+    /// The bytes of an index, and when it was modified. They are what is demanded of them (see [`trust`]): the one way to an index.
     ///
     /// # Errors
-    /// It cannot be had, from its place or from what is kept.
+    /// It cannot be had, from its place or from what is kept; or it is not what is demanded.
     pub async fn index(&self, location: &FileLocation) -> Result<(IndexBytes, SystemTime), OpenError> {
+        let (bytes, mtime, _) = self.signed_index(location).await?;
+        Ok((bytes, mtime))
+    }
+
+    async fn read_index(&self, location: &FileLocation) -> Result<ReadIndex, OpenError> {
         let fail = |why: &dyn ToString| OpenError::new(&location.to_string(), why.to_string());
         match location {
             FileLocation::Local(path) => {
                 let mtime = path.metadata().and_then(|metadata| metadata.modified());
-                let bytes = IndexBytes::open(path).map_err(|error| fail(&error))?;
-                Ok((bytes, mtime.unwrap_or(SystemTime::UNIX_EPOCH)))
+                let bytes = match trust::is_demanded(&self.config.trust) {
+                    true => IndexBytes::copy(path, self.spool()),
+                    false => IndexBytes::open(path),
+                };
+                let bytes = bytes.map_err(|error| fail(&error))?;
+                Ok(ReadIndex { bytes, mtime: mtime.unwrap_or(SystemTime::UNIX_EPOCH), came: None })
             }
             FileLocation::Stdio => {
                 let mut bytes = Vec::new();
                 let read = io::stdin().lock().take(MAX_INDEX_BYTES + 1).read_to_end(&mut bytes);
                 read.map_err(|error| fail(&error))?;
-                Ok((self.held(bytes, location)?, SystemTime::now()))
+                let bytes = self.held(bytes, location)?;
+                Ok(ReadIndex { bytes, mtime: SystemTime::now(), came: None })
             }
             FileLocation::Remote { name, .. } => {
-                let whole = self.whole_file(location, name).await?;
-                let mtime = whole.info.mtime.unwrap_or(SystemTime::UNIX_EPOCH);
-                Ok((self.held(whole.bytes.into(), location)?, mtime))
+                let Some((whole, came)) = self.whole_file(location, name, MAX_INDEX_BYTES).await? else {
+                    return Err(fail(&"there is no such file"));
+                };
+                let (mtime, info) = (whole.info.mtime.unwrap_or(SystemTime::UNIX_EPOCH), whole.info.clone());
+                Ok(ReadIndex { bytes: self.held(whole.bytes.into(), location)?, mtime, came: Some((came, info)) })
             }
         }
     }
 
     fn held(&self, bytes: Vec<u8>, location: &FileLocation) -> Result<IndexBytes, OpenError> {
-        let spool = self.tiers.disk.as_ref().map(|disk| disk.path());
-        IndexBytes::hold(bytes, spool).map_err(|error| OpenError::new(&location.to_string(), error))
+        IndexBytes::hold(bytes, self.spool()).map_err(|error| OpenError::new(&location.to_string(), error))
     }
 
-    /// A file of a store as a whole: from its place, or what is kept of it if that is the same or the place does not answer.
-    async fn whole_file(&self, location: &FileLocation, name: &str) -> Result<WholeFile, OpenError> {
+    /// Where a copy of an index is laid down, if there is a better place than the usual one.
+    fn spool(&self) -> Option<&Path> {
+        self.tiers.disk.as_ref().map(|disk| disk.path())
+    }
+
+    /// What is kept of a file of a store.
+    fn kept_file(&self, location: &FileLocation) -> Option<WholeFile> {
+        let kept = self.tiers.disk.as_ref()?.kept_file(&key_of(location))?;
+        let info = FileInfo {
+            size: kept.bytes.len() as u64,
+            version: kept.version.map(FileVersion),
+            mtime: kept.mtime,
+            has_ranges: true,
+        };
+        Some(WholeFile { info, bytes: kept.bytes.into() })
+    }
+
+    /// Keeps a file of a store that turned out to be good.
+    fn keep_file(&self, location: &FileLocation, info: &FileInfo, bytes: &[u8]) {
+        if let Some(disk) = &self.tiers.disk {
+            let version = info.version.as_ref().map(|version| version.0.as_str());
+            disk.keep_file(&key_of(location), version, info.mtime, bytes);
+        }
+    }
+
+    /// A file of a store as a whole: from its place, or what is kept of it if that is the same or the place does not answer. `None` when
+    /// its place has no such file.
+    async fn whole_file(
+        &self,
+        location: &FileLocation,
+        name: &str,
+        max_bytes: u64,
+    ) -> Result<Option<(WholeFile, Came)>, OpenError> {
         let shown = location.to_string();
         let fail = |why: &dyn ToString| OpenError::new(&shown, why.to_string());
-        let key = key_of(location);
-        let kept = self.tiers.disk.as_ref().and_then(|disk| disk.kept_file(&key)).map(|kept| WholeFile {
-            info: FileInfo {
-                size: kept.bytes.len() as u64,
-                version: kept.version.map(FileVersion),
-                mtime: kept.mtime,
-                has_ranges: true,
-            },
-            bytes: kept.bytes.into(),
-        });
+        let kept = self.kept_file(location);
         if self.config.offline {
-            return kept.ok_or_else(|| fail(&"it is not in the cache, and its store is not asked (offline)"));
+            let kept = kept.ok_or_else(|| fail(&"it is not in the cache, and its store is not asked (offline)"))?;
+            return Ok(Some((kept, Came::FromCache)));
         }
         let known = kept.as_ref().and_then(|kept| kept.info.version.as_ref());
         let (files, request_timeout) = self.files(location, None)?;
         let timeout = request_timeout.max(self.cache_config.fetch_timeout);
-        let asked = tokio::time::timeout(timeout, files.read_whole(name, known, MAX_INDEX_BYTES));
+        let asked = tokio::time::timeout(timeout, files.read_whole(name, known, max_bytes));
         let answer = match asked.await {
             Ok(answer) => answer,
             Err(_) => Err(StoreError::transient(files.name(), name, "no answer in time")),
         };
         match (answer, kept) {
-            (Ok(ReadWhole::Content(whole)), _) => {
-                if let Some(disk) = &self.tiers.disk {
-                    let version = whole.info.version.as_ref().map(|version| version.0.as_str());
-                    disk.keep_file(&key, version, whole.info.mtime, &whole.bytes);
-                }
-                Ok(whole)
-            }
-            (Ok(ReadWhole::Unchanged), Some(kept)) => Ok(kept),
+            (Ok(ReadWhole::Content(whole)), _) => Ok(Some((whole, Came::Fresh))),
+            (Ok(ReadWhole::Unchanged), Some(kept)) => Ok(Some((kept, Came::FromCache))),
             (Ok(ReadWhole::Unchanged), None) => {
                 Err(fail(&"its store says that it is unchanged, but it was never read"))
             }
-            (Ok(ReadWhole::Missing), _) => Err(fail(&"there is no such file")),
+            (Ok(ReadWhole::Missing), _) => Ok(None),
             (Err(error), Some(kept)) if error.is_transient => {
                 tracing::warn!("{error}; using what is kept of it");
-                Ok(kept)
+                Ok(Some((kept, Came::FromCache)))
             }
             (Err(error), _) => Err(fail(&error)),
         }
@@ -539,6 +572,23 @@ impl Sources {
 fn keeper_store(text: &str, location: &Location, options: &StoreOptions) -> Result<Arc<dyn WriteStore>, OpenError> {
     let options = StoreOptions { retry: RetryPolicy::NEVER, ..options.clone() };
     open_writable(location, &options).map_err(|error| OpenError::new(text, error))
+}
+
+/// An index as it was read, not checked yet.
+struct ReadIndex {
+    bytes: IndexBytes,
+    mtime: SystemTime,
+    /// Whether it is fresh, and what is known of it, if it lies in a store.
+    came: Option<(Came, FileInfo)>,
+}
+
+/// Where a whole file came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Came {
+    /// From its place.
+    Fresh,
+    /// From what is kept.
+    FromCache,
 }
 
 /// What a remote file is kept under: all of its location counts, also what is not shown of it.

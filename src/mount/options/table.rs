@@ -378,7 +378,7 @@ pub const MOUNT_OPTIONS: &[MountOption] = &[
         repeatable: false,
         help: "Refuse an index with another SHA-256 than this",
         set: |config, value| {
-            config.trust.index_sha256 = Some(parse_sha256(value)?);
+            config.sources.trust.index_sha256 = Some(parse_sha256(value)?);
             Some(())
         },
     },
@@ -387,9 +387,9 @@ pub const MOUNT_OPTIONS: &[MountOption] = &[
         kind: ValueKind::Text,
         placeholder: Some("KEY"),
         repeatable: false,
-        help: "Refuse an index that is not signed with this minisign key (or file of it)",
+        help: "Refuse an index that is not signed with this minisign key (or file of it); no for none",
         set: |config, value| {
-            config.trust.verify_key = Some(non_empty(value)?);
+            config.sources.trust.verify_key = Some(non_empty(value)?).filter(|value| value != "no");
             Some(())
         },
     },

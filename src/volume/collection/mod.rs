@@ -100,7 +100,7 @@ pub async fn open(
     if on_file {
         return Err(fail("a directory of indexes cannot be mounted on a file"));
     }
-    if config.trust.index_sha256.is_some() {
+    if config.sources.trust.index_sha256.is_some() {
         return Err(fail("index-sha256 is for one index, and this is a directory of them (use verify-key)"));
     }
     if config.keep.backing.as_ref().is_some_and(|file| file != "auto") {
@@ -126,7 +126,7 @@ pub async fn open(
         show: Show::new(&config.show),
         keep_suffix: config.show.keep_suffix,
         max_age: Some(poll_interval).filter(|interval| !interval.is_zero()),
-        must_open: config.trust.verify_key.is_some(),
+        must_open: config.sources.trust.verify_key.is_some(),
         report: Arc::clone(report),
         watch: if is_local { Watch::new() } else { None },
         dirs: Mutex::default(),
