@@ -4,11 +4,13 @@
 //! * [`fork`]: split the process, refused when threads exist.
 //! * [`catch_signals`]: signals as bytes of a stream.
 //! * [`receive_fd`], [`read_at_nowait`]: a descriptor from a socket; a read that does not wait for the disk.
+//! * [`descriptors`]: those a program was started with, and one that comes to mean another file.
 //! * [`attributes`]: what Linux knows of a file beyond stat(2), for making archives.
 //!
 //! Invariant: every function here is safe to call with any argument; what it needs, it checks.
 
 pub mod attributes;
+pub mod descriptors;
 mod file;
 mod mapped;
 mod process;

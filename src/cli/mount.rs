@@ -1,19 +1,20 @@
 //! `caifs mount`.
 
-use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::runtime::Runtime;
 
 use super::args::MountArgs;
-use super::settings;
+use super::{service_environment, settings};
 use crate::config::MountConfig;
 use crate::fuse;
+use crate::mount::notify::Manager;
 use crate::mount::options::{MountOptions, Unknown};
 use crate::mount::run::Served;
-use crate::mount::{BoxError, MountError, MountRequest, Place};
+use crate::mount::service::Descriptors;
+use crate::mount::{BoxError, MountError, MountRequest, Place, Service};
 use crate::report::Report;
 use crate::store::location::{FileLocation, Location, split_group};
 use crate::volume::Live;
@@ -23,9 +24,11 @@ use crate::volume::open::open_volume;
 const USAGE: u8 = 1;
 
 pub fn run(args: MountArgs) -> ExitCode {
+    // Before anything is opened: what is open now is what the caller left open.
+    let (manager, descriptors) = service_environment::look();
     let (message, exit_code) = match options(&args) {
         Err(error) => (format!("{error:#}"), USAGE),
-        Ok(options) => match mount(args, options) {
+        Ok(options) => match mount(args, options, manager, descriptors) {
             Ok(()) => return ExitCode::SUCCESS,
             Err(error) => (error.to_string(), error.exit_code()),
         },
@@ -34,7 +37,7 @@ pub fn run(args: MountArgs) -> ExitCode {
     ExitCode::from(exit_code)
 }
 
-fn mount(args: MountArgs, options: Typed) -> Result<(), MountError> {
+fn mount(args: MountArgs, options: Typed, manager: Manager, descriptors: Descriptors) -> Result<(), MountError> {
     let (location, source) = match options.location {
         // A file is named by its full path in the mount table, as mount(8) does it, whatever directory it was named from.
         FileLocation::Local(path) => {
@@ -44,6 +47,7 @@ fn mount(args: MountArgs, options: Typed) -> Result<(), MountError> {
         elsewhere => (elsewhere, args.spec.into_os_string()),
     };
     let options = options.options;
+    let report = Arc::new(Report::default());
     let request = MountRequest {
         source,
         mountpoint: args.mountpoint,
@@ -51,18 +55,26 @@ fn mount(args: MountArgs, options: Typed) -> Result<(), MountError> {
         allow_other: options.config.allow_other,
         place: if args.foreground { Place::Foreground } else { Place::Background },
         ready_timeout: options.config.service.mount_timeout,
+        service: Service {
+            config: options.config.clone(),
+            location: Some(location.clone()),
+            report: Arc::clone(&report),
+            manager,
+            descriptors: Arc::new(Mutex::new(descriptors)),
+            ..Service::default()
+        },
     };
-    let report = Arc::new(Report::default());
     let settings = fuse::Settings { io_timeout: options.config.io_timeout };
     // Opened first, then served: what the second finds here, the first has put there.
-    let live: OnceCell<Arc<Live>> = OnceCell::new();
+    let live: OnceLock<Arc<Live>> = OnceLock::new();
     let open = |runtime: &Runtime, on_file: bool| -> Result<_, BoxError> {
         let opened = runtime.block_on(open_volume(&location, &options.config, on_file, &report))?;
         live.set(opened.live).map_err(|_| "opened twice")?;
         Ok(opened.volume)
     };
     let serve = |served: Served| {
-        let session = fuse::serve(served.volume, served.fd, settings, served.runtime, Arc::clone(&report))?;
+        let report = Arc::clone(&report);
+        let session = fuse::serve(served.volume, served.fd, settings, served.runtime, report, &served.handover)?;
         Ok(move || session.run())
     };
     let ended = crate::mount::mount(&request, open, serve);

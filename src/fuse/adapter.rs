@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 use super::Settings;
 use super::answer::{Answerer, Asked, Refuse};
 use super::convert::{FOREVER, file_attr, file_type};
+use super::gate::Gate;
 use crate::report::Report;
 use crate::volume::Volume;
 
@@ -63,8 +64,14 @@ macro_rules! ask {
 }
 
 impl Adapter {
-    pub(super) fn new(volume: Arc<dyn Volume>, settings: Settings, runtime: Handle, report: Arc<Report>) -> Self {
-        let answerer = Answerer::new(runtime, settings.io_timeout, Arc::clone(&report));
+    pub(super) fn new(
+        volume: Arc<dyn Volume>,
+        settings: Settings,
+        runtime: Handle,
+        report: Arc<Report>,
+        gate: Arc<Gate>,
+    ) -> Self {
+        let answerer = Answerer::new(runtime, settings.io_timeout, Arc::clone(&report), gate);
         Self { volume, answerer, report, no_open: false, no_opendir: false }
     }
 }

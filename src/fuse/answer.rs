@@ -11,6 +11,7 @@ use fuser::Errno;
 use futures_util::FutureExt;
 use tokio::runtime::Handle;
 
+use super::gate::Gate;
 use crate::report::Report;
 use crate::volume::{EioSite, VolumeError};
 
@@ -55,13 +56,14 @@ pub(super) struct Answerer {
     runtime: Handle,
     io_timeout: Duration,
     report: Arc<Report>,
+    gate: Arc<Gate>,
 }
 
 type Caught<T> = Result<Result<T, VolumeError>, Box<dyn std::any::Any + Send>>;
 
 impl Answerer {
-    pub(super) fn new(runtime: Handle, io_timeout: Duration, report: Arc<Report>) -> Self {
-        Self { runtime, io_timeout, report }
+    pub(super) fn new(runtime: Handle, io_timeout: Duration, report: Arc<Report>, gate: Arc<Gate>) -> Self {
+        Self { runtime, io_timeout, report, gate }
     }
 
     /// Polls the future once on this thread. What is ready is sent at once; else reply and future move into a task.
@@ -72,6 +74,7 @@ impl Answerer {
         F: Future<Output = Result<T, VolumeError>> + Send + 'static,
         S: FnOnce(R, T) + Send + 'static,
     {
+        let passed = self.gate.pass();
         // Futures start tasks and timers already at their first poll.
         let _context = self.runtime.enter();
         let mut caught: Pin<Box<dyn Future<Output = Caught<T>> + Send>> =
@@ -91,6 +94,7 @@ impl Answerer {
                 ))),
             };
             finish(&report, asked, outcome, reply, send);
+            drop(passed);
         });
     }
 }
@@ -137,7 +141,8 @@ mod tests {
     ) -> (Result<u32, i32>, Arc<Report>, bool) {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let report = Arc::new(Report::default());
-        let answerer = Answerer::new(runtime.handle().clone(), Duration::from_millis(200), Arc::clone(&report));
+        let answerer =
+            Answerer::new(runtime.handle().clone(), Duration::from_millis(200), Arc::clone(&report), Arc::default());
         let (sender, receiver) = mpsc::channel();
         let this_thread = std::thread::current().id();
         let (thread_sender, thread_receiver) = mpsc::channel();

@@ -4,25 +4,35 @@
 //! * [`attach`]: the mountpoint checked, a dead mount cleaned away, the kernel told; [`Attached`] is the mount.
 //! * [`table`]: what is mounted where. [`detach`]: unmounting, of our own mount only.
 //! * [`daemon`]: into the background, and back to the caller with a yes or a reason.
+//! * [`service`]: what surrounds a mount. [`log`]: where its lines go. [`notify`]: what the service manager hears.
+//! * [`privileges`] and [`sandbox`]: who the process is, and what its threads may open.
+//! * `takeover`: a mount that outlives its process.
 //! * [`run`]: all of it in order, with signals.
 //!
 //! Invariants: a mount that was made is unmounted when its [`Attached`] goes; nothing else is ever unmounted but dead mounts of
-//! our own type; no password gets into the mount table.
+//! our own type; no password gets into the mount table; what came from elsewhere is read by threads that cannot mount.
 
 pub mod attach;
 pub mod daemon;
 pub mod detach;
 mod error;
 mod fusermount;
+pub mod log;
+pub mod notify;
 pub mod options;
+pub mod privileges;
 pub mod run;
+pub mod sandbox;
+pub mod service;
 mod signals;
 mod source;
 pub mod table;
+mod takeover;
 
 pub use attach::{Attached, Mounted};
 pub use error::{BoxError, MountError};
 pub use run::{MountRequest, Place, mount};
+pub use service::Service;
 pub use source::shown_source;
 
 /// The type that mount tables show.
