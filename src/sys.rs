@@ -5,12 +5,14 @@
 //! * [`catch_signals`]: signals as bytes of a stream.
 //! * [`receive_fd`], [`inherited_fd`], [`read_at_nowait`]: a descriptor from a socket, one left open by whoever started us; a read
 //!   that does not wait for the disk.
+//! * [`descriptors`]: those a program was started with, and one that comes to mean another file.
 //! * [`terminal_size`], [`KeyMode`], [`read_password`]: a terminal and its keys; a line from it that it does not show.
 //! * [`attributes`]: what Linux knows of a file beyond stat(2), for making archives.
 //!
 //! Invariant: every function here is safe to call with any argument; what it needs, it checks.
 
 pub mod attributes;
+pub mod descriptors;
 mod file;
 mod mapped;
 mod password;

@@ -23,6 +23,8 @@ struct Shared {
     file: File,
     path: PathBuf,
     size: u64,
+    /// Device and inode number.
+    id: (u64, u64),
     /// What it was when it was opened.
     version: Version,
 }
@@ -41,6 +43,7 @@ impl FileBlob {
         Ok(Self {
             shared: Arc::new(Shared {
                 size: metadata.size(),
+                id: (metadata.dev(), metadata.ino()),
                 version: Version::of(&metadata),
                 file,
                 path: path.to_owned(),
@@ -51,6 +54,12 @@ impl FileBlob {
     /// Length in bytes when it was opened.
     pub fn size(&self) -> u64 {
         self.shared.size
+    }
+
+    /// Which file it is, and its size and time of change when it was opened.
+    pub fn identity(&self) -> String {
+        let Shared { id: (device, ino), version, .. } = &*self.shared;
+        format!("file {device}:{ino} {version:?}")
     }
 
     /// Exactly `n_bytes` from `offset`. What the page cache holds is read on the calling thread, the rest on a blocking one.

@@ -22,6 +22,7 @@ use bytes::Bytes;
 
 use crate::cache::GetError;
 use crate::cache::blocks::{BLOCK_BYTES, Blocks};
+use crate::digest::Digest;
 pub use chunked::{ChunkedBlob, Pinned};
 pub use file::FileBlob;
 
@@ -130,6 +131,16 @@ impl Blob {
                 let (held, n_offsets) = blocks.hold(offsets, max_bytes).await?;
                 Ok((Pinned::new(held), n_offsets))
             }
+        }
+    }
+
+    /// What tells this content from any other: of an index the digest of all its bytes (which are read for it), of a plain file which
+    /// file it is and when it was changed. `None` when that cannot be told.
+    pub fn identity(&self) -> Option<String> {
+        match self {
+            Self::Chunked(blob) => Some(Digest::Sha256.id(blob.index().bytes()).to_hex()),
+            Self::File(blob) => Some(blob.identity()),
+            Self::Remote(blocks) => blocks.identity(),
         }
     }
 

@@ -158,6 +158,12 @@ impl Blocks {
         self.shared.remote.info.size
     }
 
+    /// Which file and version it is, if the store tells versions apart.
+    pub fn identity(&self) -> Option<String> {
+        let RemoteFile { key, info, .. } = &self.shared.remote;
+        info.version.as_ref().map(|version| format!("remote {key} {} {}", info.size, version.0))
+    }
+
     /// Exactly `n_bytes` (at least one) from `offset`; the range lies in the file. Ready at the first poll when the blocks are in memory.
     ///
     /// # Errors

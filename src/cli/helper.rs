@@ -19,7 +19,7 @@ use nix::sched::{CloneFlags, setns};
 use super::args::{Args, MountArgs};
 use super::mount::{self, Typed, USAGE};
 use super::output::printable;
-use super::{complain, init_log};
+use super::{complain, init_log, service_environment};
 use crate::config::SourceConfig;
 use crate::mount::options::Unknown;
 use crate::mount::{MountError, attach, daemon::INTERNAL_BUG, fstab, shown_source};
@@ -217,6 +217,7 @@ fn perform(call: Call) -> Result<(), (String, u8)> {
         mount_options: Default::default(),
         stores: Default::default(),
     };
+    let (manager, descriptors) = service_environment::look();
     let typed = mount::options(&args, unknown).map_err(|error| (format!("{error:#}"), USAGE))?;
     for name in &typed.options.unknown {
         complain(&format!("warning: unknown mount option {name:?} is ignored"));
@@ -252,7 +253,7 @@ fn perform(call: Call) -> Result<(), (String, u8)> {
         tell("is mounted already, ");
         return Ok(());
     }
-    mount::mount(args, typed).map_err(|error| (error.to_string(), error.exit_code()))?;
+    mount::mount(args, typed, manager, descriptors).map_err(|error| (error.to_string(), error.exit_code()))?;
     tell("mounted, ");
     Ok(())
 }

@@ -31,6 +31,7 @@ mod s3_upgrade;
 mod serve;
 mod serve_flags;
 mod service;
+mod service_environment;
 mod settings;
 mod sign;
 mod status;
@@ -47,6 +48,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 
+use crate::mount::log;
 use args::{Args, Verb};
 use output::printable;
 
@@ -166,7 +168,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     io_errors.into_iter().any(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Log lines go to stderr: warnings by default, more with `-v`, or as `CAIFS_LOG` says.
+/// Log lines go to stderr, and where a mount sends them later: warnings by default, more with `-v`, or as `CAIFS_LOG` says.
 fn init_log(verbose: u8) {
     use tracing_subscriber::EnvFilter;
     let level = match verbose {
@@ -175,7 +177,8 @@ fn init_log(verbose: u8) {
         _ => "caifs=debug,info",
     };
     let filter = EnvFilter::try_from_env("CAIFS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).try_init();
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).event_format(log::Lines::default());
+    let _ = lines.with_writer(log::LogWriter).try_init();
 }
 
 #[cfg(test)]

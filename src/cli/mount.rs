@@ -1,23 +1,25 @@
 //! `caifs mount`.
 
-use std::cell::Cell;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::runtime::Runtime;
 
 use super::args::MountArgs;
 use super::given::Again;
 use super::service::{self, Beside, Fresh};
-use super::{remount, settings};
+use super::{remount, service_environment, settings};
 use crate::config::MountConfig;
 use crate::fuse;
 use crate::mount::control::MountedAt;
+use crate::mount::notify::Manager;
 use crate::mount::options::{MountOption, MountOptions, Unknown};
+use crate::mount::privileges::Role;
 use crate::mount::run::Served;
-use crate::mount::{BoxError, MountError, MountRequest, Place, shown_source};
+use crate::mount::service::Descriptors;
+use crate::mount::{BoxError, MountError, MountRequest, Place, Service, shown_source};
 use crate::report::Report;
 use crate::store::location::{FileLocation, Location, split_group};
 use crate::volume::Live;
@@ -27,9 +29,11 @@ use crate::volume::open::open_volume;
 pub(super) const USAGE: u8 = 1;
 
 pub fn run(args: MountArgs) -> ExitCode {
+    // Before anything is opened: what is open now is what the caller left open.
+    let (manager, descriptors) = service_environment::look();
     let (message, exit_code) = match options(&args, Unknown::Refuse) {
         Err(error) => (format!("{error:#}"), USAGE),
-        Ok(options) => match mount(args, options) {
+        Ok(options) => match mount(args, options, manager, descriptors) {
             Ok(()) => return ExitCode::SUCCESS,
             Err(error) => (error.to_string(), error.exit_code()),
         },
@@ -39,11 +43,17 @@ pub fn run(args: MountArgs) -> ExitCode {
 }
 
 /// Mounts what was typed: the one way for people and for mount(8).
-pub(super) fn mount(args: MountArgs, options: Typed) -> Result<(), MountError> {
+pub(super) fn mount(
+    args: MountArgs,
+    options: Typed,
+    manager: Manager,
+    descriptors: Descriptors,
+) -> Result<(), MountError> {
     if options.options.remount {
         return remount::run(&args, shown_source(&options.source));
     }
     let Typed { location, source, options, again } = options;
+    let report = Arc::new(Report::default());
     let request = MountRequest {
         source,
         mountpoint: args.mountpoint,
@@ -52,23 +62,45 @@ pub(super) fn mount(args: MountArgs, options: Typed) -> Result<(), MountError> {
         allow_other: options.config.allow_other,
         place: if args.foreground { Place::Foreground } else { Place::Background },
         ready_timeout: options.config.service.mount_timeout,
+        service: Service {
+            config: options.config.clone(),
+            location: Some(location.clone()),
+            report: Arc::clone(&report),
+            manager,
+            descriptors: Arc::new(Mutex::new(descriptors)),
+            ..Service::default()
+        },
     };
-    let report = Arc::new(Report::default());
     let settings = fuse::Settings { io_timeout: options.config.io_timeout };
     // Opened first, then served: what the second finds here, the first has put there.
-    let opened: Cell<Option<(Arc<Live>, Beside)>> = Cell::new(None);
+    let opened: Mutex<Option<(Arc<Live>, Beside)>> = Mutex::new(None);
     let open = |runtime: &Runtime, on_file: bool| -> Result<_, BoxError> {
         let beside = Beside::open(&options.config.service, &report)?;
         let volume = runtime.block_on(open_volume(&location, &options.config, on_file, &report))?;
-        opened.set(Some((volume.live, beside)));
+        *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some((volume.live, beside));
         Ok(volume.volume)
     };
     let serve = |served: Served| {
-        let at = MountedAt::find(&served.fd, &request.mountpoint);
-        let session = fuse::serve(served.volume, served.fd, settings, served.runtime, Arc::clone(&report))?;
-        let service = opened.take().map(|(live, beside)| {
-            let (source, requests, around) = (&request.source, session.requests(), Box::new(|_| {}));
-            service::start(Fresh { source, at, live: &live, requests, again, around }, beside)
+        let Served { volume, fd, runtime, handover, confinement, .. } = served;
+        let at = MountedAt::find(&fd, &request.mountpoint);
+        let session = fuse::serve(volume, fd, settings, runtime, Arc::clone(&report), &handover)?;
+        let opened = opened.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let manager = request.service.manager.clone();
+        let service = opened.map(|(live, beside)| {
+            let around = Box::new(move |begins: bool| match begins {
+                // The end is told when it comes.
+                true => std::mem::forget(manager.reloading()),
+                false => manager.ready(),
+            });
+            let fresh = Fresh { source: &request.source, at, live: &live, requests: session.requests(), again, around };
+            // What it starts reads what came from elsewhere, and is confined as the thread that starts it.
+            std::thread::scope(|scope| {
+                let start = || {
+                    confinement.enter(Role::Worker);
+                    service::start(fresh, beside)
+                };
+                scope.spawn(start).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
         });
         Ok(move || {
             let ended = session.run();

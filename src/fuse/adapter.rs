@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 
 use super::answer::{Answerer, Asked, Refuse};
 use super::convert::{file_attr, file_type};
+use super::gate::Gate;
 use super::requests::Requests;
 use crate::report::Report;
 use crate::volume::{Attr, FOREVER, ROOT_INO, Volume};
@@ -67,8 +68,14 @@ macro_rules! ask {
 }
 
 impl Adapter {
-    pub(super) fn new(volume: Arc<dyn Volume>, requests: Arc<Requests>, runtime: Handle, report: Arc<Report>) -> Self {
-        let answerer = Answerer::new(runtime, requests, Arc::clone(&report));
+    pub(super) fn new(
+        volume: Arc<dyn Volume>,
+        requests: Arc<Requests>,
+        runtime: Handle,
+        report: Arc<Report>,
+        gate: Arc<Gate>,
+    ) -> Self {
+        let answerer = Answerer::new(runtime, requests, Arc::clone(&report), gate);
         Self { volume, answerer, report, no_open: false, no_opendir: false }
     }
 }

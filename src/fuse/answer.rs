@@ -11,6 +11,7 @@ use fuser::Errno;
 use futures_util::FutureExt;
 use tokio::runtime::Handle;
 
+use super::gate::Gate;
 use super::requests::Requests;
 use super::trace::{Trace, TraceLine};
 use crate::cache::source::{self, Source};
@@ -62,13 +63,14 @@ pub(super) struct Answerer {
     runtime: Handle,
     requests: Arc<Requests>,
     report: Arc<Report>,
+    gate: Arc<Gate>,
 }
 
 type Caught<T> = Result<Result<T, VolumeError>, Box<dyn std::any::Any + Send>>;
 
 impl Answerer {
-    pub(super) fn new(runtime: Handle, requests: Arc<Requests>, report: Arc<Report>) -> Self {
-        Self { runtime, requests, report }
+    pub(super) fn new(runtime: Handle, requests: Arc<Requests>, report: Arc<Report>, gate: Arc<Gate>) -> Self {
+        Self { runtime, requests, report, gate }
     }
 
     /// Polls the future once on this thread. What is ready is sent at once; else reply and future move into a task.
@@ -80,6 +82,7 @@ impl Answerer {
         S: FnOnce(R, T) + Send + 'static,
     {
         let since = Instant::now();
+        let passed = self.gate.pass();
         // Futures start tasks and timers already at their first poll.
         let _context = self.runtime.enter();
         let caught = AssertUnwindSafe(future).catch_unwind();
@@ -111,6 +114,7 @@ impl Answerer {
             drop(_waiting);
             let done = Done { asked, since, source, trace: requests.trace() };
             finish(&report, done, outcome, reply, send);
+            drop(passed);
         });
     }
 }
@@ -187,7 +191,8 @@ mod tests {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let report = Arc::new(Report::default());
         let requests = Arc::new(Requests::new(Duration::from_millis(200)));
-        let answerer = Answerer::new(runtime.handle().clone(), Arc::clone(&requests), Arc::clone(&report));
+        let answerer =
+            Answerer::new(runtime.handle().clone(), Arc::clone(&requests), Arc::clone(&report), Arc::default());
         let (sender, receiver) = mpsc::channel();
         let this_thread = std::thread::current().id();
         let (thread_sender, thread_receiver) = mpsc::channel();

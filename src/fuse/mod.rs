@@ -3,6 +3,7 @@
 //! * [`serve`] answers the kernel's first request and gives a [`Session`]; [`Session::run`] serves until the mount is gone.
 //! * `adapter` has one function for each request; `answer` replies at once or moves the reply into a task; `convert` turns our
 //!   types into fuser's.
+//! * [`handover`]: a connection that outlives its process; [`gate`]: the end of taking requests.
 //!
 //! * [`requests`] are those under way, [`trace`] writes down all of them.
 //!
@@ -12,6 +13,8 @@
 mod adapter;
 mod answer;
 mod convert;
+pub mod gate;
+pub mod handover;
 pub mod requests;
 pub mod trace;
 
@@ -25,6 +28,7 @@ use tokio::runtime::Handle;
 use crate::report::Report;
 use crate::volume::Volume;
 use adapter::Adapter;
+pub use handover::Handover;
 use requests::Requests;
 
 /// Threads that take requests from the kernel. Two make the latency of one request four times smaller than one (the kernel wakes
@@ -45,7 +49,7 @@ pub struct Session {
     requests: Arc<Requests>,
 }
 
-/// Does the handshake with the kernel over the descriptor of a mount.
+/// Does the handshake with the kernel over the descriptor of a mount, or goes on where another process ended, as `handover` says.
 ///
 /// # Errors
 /// The kernel does not speak FUSE as we do, or the mount went away.
@@ -55,16 +59,22 @@ pub fn serve(
     settings: Settings,
     runtime: Handle,
     report: Arc<Report>,
+    handover: &Handover,
 ) -> io::Result<Session> {
     let requests = Arc::new(Requests::new(settings.io_timeout));
-    let adapter = Adapter::new(volume, Arc::clone(&requests), runtime, report);
+    let adapter = Adapter::new(volume, Arc::clone(&requests), runtime, report, Arc::clone(handover.gate()));
     let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut config = fuser::Config::default();
     config.n_threads = Some(n_cores.clamp(*THREADS.start(), *THREADS.end()));
-    config.clone_fd = true;
+    // Who has become another user may not be allowed to open the device again.
+    config.clone_fd = handover.may_clone() && can_open_device();
     // Who may use the mount is the kernel's to decide, from the mount options; fuser must not refuse root beside it.
-    let session = fuser::Session::from_fd(adapter, fd, fuser::SessionACL::All, config)?;
+    let session = handover.begin(fd, |fd| fuser::Session::from_fd(adapter, fd, fuser::SessionACL::All, config))?;
     Ok(Session { session, requests })
+}
+
+fn can_open_device() -> bool {
+    std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok()
 }
 
 impl Session {

@@ -6,7 +6,7 @@
 use std::ffi::{CString, OsStr};
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -92,6 +92,16 @@ pub fn attach(request: &AttachRequest<'_>) -> Result<Mounted, MountError> {
 }
 
 impl Attached {
+    /// A mount that is there already; `connection` is a descriptor of it.
+    pub(super) fn of(mountpoint: PathBuf, id: MountId, connection: OwnedFd) -> Self {
+        Self { mountpoint, id, connection }
+    }
+
+    /// A descriptor of the connection to the kernel.
+    pub(super) fn connection(&self) -> BorrowedFd<'_> {
+        self.connection.as_fd()
+    }
+
     /// Where it was mounted, as an absolute path without symlinks.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
@@ -108,17 +118,10 @@ impl Attached {
     /// # Errors
     /// It is in use and `how` forbids to go on; something else covers it; the kernel or fusermount3 refuses.
     pub fn unmount(&self, how: How) -> Result<Unmounted, MountError> {
-        if !self.is_connected() {
+        if !is_connected(self.connection()) {
             return Ok(Unmounted::Gone);
         }
         unmount(self.id, how)
-    }
-
-    /// Whether the file system still exists: the kernel reports an error on the descriptor once it does not.
-    fn is_connected(&self) -> bool {
-        let mut fds = [PollFd::new(self.connection.as_fd(), PollFlags::empty())];
-        let polled = poll(&mut fds, PollTimeout::ZERO);
-        polled == Ok(0) || !fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
     }
 
     /// Sets the kernel's read-ahead for this mount in KiB, which only root may.
@@ -137,6 +140,13 @@ impl Drop for Attached {
             tracing::warn!("{error}");
         }
     }
+}
+
+/// Whether the file system of a connection still exists: the kernel reports an error on the descriptor once it does not.
+pub(super) fn is_connected(connection: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(connection, PollFlags::empty())];
+    let polled = poll(&mut fds, PollTimeout::ZERO);
+    polled == Ok(0) || !fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
 }
 
 /// A mountpoint that can be mounted on.
@@ -288,9 +298,4 @@ fn takes_contexts(options: &KernelOptions) -> bool {
         tracing::warn!("SELinux is not enabled: context= and the like are left out");
     }
     has_selinux
-}
-
-/// Whether others may use the mount when nobody says: yes if root mounts, as casync does; a user needs leave for it.
-pub fn default_allow_other() -> bool {
-    geteuid().is_root()
 }

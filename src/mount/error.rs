@@ -97,6 +97,28 @@ pub enum MountError {
     /// The process that asked for the mount was gone when it was ready.
     #[error("nobody waits for the mount any more")]
     Abandoned,
+    /// The log that was asked for cannot be had.
+    #[error("log {what}: {why}")]
+    Log {
+        /// What was asked for.
+        what: String,
+        /// Why not.
+        why: String,
+    },
+    /// The process cannot become the user that was asked for, or that user cannot do what it must.
+    #[error("setuid: {0}")]
+    User(String),
+    /// A sandbox was demanded and cannot be had.
+    #[error("sandbox: {0} (--sandbox=no goes without)")]
+    Sandbox(String),
+    /// A mount of another process cannot be gone on with.
+    #[error("mount on {}: {why}", mountpoint.display())]
+    Takeover {
+        /// Where it is.
+        mountpoint: PathBuf,
+        /// Why not.
+        why: &'static str,
+    },
     /// With what was to be mounted where.
     #[error("cannot mount {source_name} on {}: {reason}", mountpoint.display())]
     Failed {
@@ -131,6 +153,10 @@ impl MountError {
             | Self::NotOurs { .. }
             | Self::Unmount { .. }
             | Self::Background(_)
+            | Self::Log { .. }
+            | Self::User(_)
+            | Self::Sandbox(_)
+            | Self::Takeover { .. }
             | Self::Abandoned => MOUNT_FAILED,
         }
     }
@@ -141,6 +167,10 @@ impl MountError {
 
     pub(super) fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |error| Self::System { what, error }
+    }
+
+    pub(super) fn errno(what: &'static str) -> impl FnOnce(nix::errno::Errno) -> Self {
+        move |errno| Self::System { what, error: errno.into() }
     }
 }
 

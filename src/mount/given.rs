@@ -10,8 +10,6 @@ use std::path::Path;
 use nix::sys::stat::{SFlag, fstat, major, minor};
 
 use super::MountError;
-use super::daemon::Ready;
-use super::run::Served;
 use crate::sys;
 
 /// Where open descriptors are named by number.
@@ -39,20 +37,6 @@ pub(super) fn descriptor(mountpoint: &Path) -> Result<Option<OwnedFd>, MountErro
 fn number(mountpoint: &Path) -> Option<RawFd> {
     let name = DIRECTORIES.iter().find_map(|directory| mountpoint.strip_prefix(directory).ok())?.to_str()?;
     name.bytes().all(|digit| digit.is_ascii_digit()).then(|| name.parse().ok()).flatten()
-}
-
-/// Serves until its maker unmounts it.
-///
-/// # Errors
-/// The handshake with the kernel fails (as when nothing is mounted), or the connection does.
-pub(super) fn serve_until_unmounted<S, R>(served: Served, serve: S, ready: Ready) -> Result<(), MountError>
-where
-    S: FnOnce(Served) -> io::Result<R>,
-    R: FnOnce() -> io::Result<()>,
-{
-    let run = serve(served).map_err(MountError::Serve)?;
-    ready.tell()?;
-    run().map_err(MountError::Serve)
 }
 
 #[cfg(test)]

@@ -1,24 +1,33 @@
-//! A mount from beginning to end: `fork` -> open -> attach -> serve -> ready -> run -> unmount.
+//! A mount from beginning to end: `fork` -> confine -> open -> attach -> serve -> ready -> run -> unmount; or, where another process has
+//! mounted already, open -> take over -> serve and so on.
 //!
 //! What a volume is and how the kernel is answered come in as closures, so that this file is about the order only.
 //! Invariant: the caller learns of success when the mount is usable, and of failure when nothing of it is left.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-use super::attach::{AttachRequest, READ_AHEAD_KIB, attach, default_allow_other, prepare};
+use super::attach::{AttachRequest, READ_AHEAD_KIB, attach, prepare};
 use super::daemon::{Ready, in_background};
 use super::detach::How;
+use super::log::{self, Destination};
+use super::notify::Pulse;
 use super::options::{KernelOptions, VfsFlags};
-use super::signals::Watch;
+use super::privileges::{Confinement, Role};
+use super::service::{Service, open_log};
+use super::signals::{Keeping, Watch};
+use super::takeover::{self, Kept};
 use super::{Attached, BoxError, MountError, given, shown_source};
-use crate::volume::Volume;
+use crate::fuse::Handover;
+use crate::fuse::handover::n_session_threads;
+use crate::volume::{FileKind, Volume};
 
 /// Where a mount is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +55,8 @@ pub struct MountRequest {
     pub place: Place,
     /// How long the background process may take to become ready.
     pub ready_timeout: Duration,
+    /// What surrounds it.
+    pub service: Service,
 }
 
 /// A fresh mount, for whoever answers the kernel.
@@ -59,6 +70,10 @@ pub struct Served {
     pub allow_other: bool,
     /// Where futures run.
     pub runtime: Handle,
+    /// How the session begins and ends.
+    pub handover: Arc<Handover>,
+    /// What threads that read what came from elsewhere enter first; those of the runtime have.
+    pub confinement: Arc<Confinement>,
 }
 
 /// How a mount ended well.
@@ -73,22 +88,23 @@ pub enum MountOutcome {
     Ended,
 }
 
-/// Mounts. `open` makes the volume, told whether the mountpoint is a regular file; `serve` does the INIT handshake and gives a function that answers the kernel until the
-/// connection ends. In the background both run in the child, and so must not have started threads before.
+/// Mounts. `open` makes the volume, told whether the mountpoint is a regular file; `serve` does the INIT handshake and gives a function
+/// that answers the kernel until the connection ends. In the background all run in the child, and so must not have started threads
+/// before; `open` and that function run on threads of their own, which are confined.
 ///
 /// # Errors
 /// [`MountError::Failed`], with the reason and the exit code; nothing is mounted then.
 pub fn mount<O, S, R>(request: &MountRequest, open: O, serve: S) -> Result<MountOutcome, MountError>
 where
-    O: FnOnce(&Runtime, bool) -> Result<Arc<dyn Volume>, BoxError>,
+    O: FnOnce(&Runtime, bool) -> Result<Arc<dyn Volume>, BoxError> + Send,
     S: FnOnce(Served) -> io::Result<R>,
-    R: FnOnce() -> io::Result<()>,
+    R: FnOnce() -> io::Result<()> + Send,
 {
-    let outcome = match request.place {
-        Place::Foreground => service(request, open, serve, Ready::foreground()).map(|()| MountOutcome::Ended),
-        Place::Background => in_background(request.ready_timeout, |ready| service(request, open, serve, ready))
+    let outcome = open_log(request).and_then(|log| match request.place {
+        Place::Foreground => service(request, log, open, serve, Ready::foreground()).map(|()| MountOutcome::Ended),
+        Place::Background => in_background(request.ready_timeout, |ready| service(request, log, open, serve, ready))
             .map(|pid| MountOutcome::Background { pid }),
-    };
+    });
     outcome.map_err(|error| MountError::Failed {
         source_name: shown_source(&request.source).to_string_lossy().into_owned(),
         mountpoint: request.mountpoint.clone(),
@@ -97,71 +113,267 @@ where
     })
 }
 
-fn service<O, S, R>(request: &MountRequest, open: O, serve: S, ready: Ready) -> Result<(), MountError>
-where
-    O: FnOnce(&Runtime, bool) -> Result<Arc<dyn Volume>, BoxError>,
-    S: FnOnce(Served) -> io::Result<R>,
-    R: FnOnce() -> io::Result<()>,
-{
-    let watch = Watch::start().map_err(MountError::system("catching signals"))?;
-    let runtime = Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("caifs")
-        .build()
-        .map_err(MountError::system("starting threads"))?;
-    let ended = serve_until_unmounted(request, watch, &runtime, open, serve, ready);
-    // Without waiting for tasks that hang: a dead store must not keep the process.
-    runtime.shutdown_background();
-    ended
-}
-
-fn serve_until_unmounted<O, S, R>(
+fn service<O, S, R>(
     request: &MountRequest,
-    watch: &'static Watch,
-    runtime: &Runtime,
+    log: Option<Destination>,
     open: O,
     serve: S,
     ready: Ready,
 ) -> Result<(), MountError>
 where
-    O: FnOnce(&Runtime, bool) -> Result<Arc<dyn Volume>, BoxError>,
+    O: FnOnce(&Runtime, bool) -> Result<Arc<dyn Volume>, BoxError> + Send,
     S: FnOnce(Served) -> io::Result<R>,
-    R: FnOnce() -> io::Result<()>,
+    R: FnOnce() -> io::Result<()> + Send,
 {
-    if let Some(fd) = given::descriptor(&request.mountpoint)? {
-        let volume = open(runtime, false).map_err(MountError::Open)?;
-        return given::serve_until_unmounted(
-            Served { volume, fd, allow_other: true, runtime: runtime.handle().clone() },
-            serve,
-            ready,
-        );
-    }
-    let source = shown_source(&request.source);
-    let prepared = prepare(&request.mountpoint, &source)?;
-    let volume = open(runtime, prepared.is_file()).map_err(MountError::Open)?;
-    let allow_other = request.allow_other.unwrap_or_else(default_allow_other);
-    let attach_request = AttachRequest {
-        mountpoint: &request.mountpoint,
-        source: &source,
-        root_kind: volume.root_kind(),
-        flags: request.flags,
-        kernel: &request.kernel,
-        allow_other,
+    // Before the descriptors of the caller are closed, of which it is one.
+    let given = given::descriptor(&request.mountpoint)?;
+    request.service.leave_caller(request.place);
+    let confinement = Arc::new(Confinement::begin(&request.service)?);
+    let watch = Watch::start().map_err(MountError::system("catching signals"))?;
+    let of_workers = Arc::clone(&confinement);
+    let runtime = Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("caifs")
+        .on_thread_start(move || of_workers.enter(Role::Worker))
+        .build()
+        .map_err(MountError::system("starting threads"))?;
+    let stage = Stage { request, watch, runtime: &runtime, confinement };
+    let ended = match given {
+        Some(fd) => stage.serve_given(fd, log, open, serve, ready),
+        None => stage.serve_until_unmounted(log, open, serve, ready),
     };
-    let (fd, attached) = watch.guard(|| attach(&attach_request))?;
-    let _in_care = InCare { watch, attached: Arc::clone(&attached) };
-    let served = Served { volume, fd, allow_other, runtime: runtime.handle().clone() };
-    let run = serve(served).map_err(MountError::Serve)?;
-    set_read_ahead(&attached);
-    ready.tell()?;
-    tracing::info!("mounted on {}", attached.mountpoint().display());
-    run().map_err(MountError::Serve)
+    // Without waiting for tasks that hang: a dead store must not keep the process.
+    runtime.shutdown_background();
+    ended
 }
 
-fn set_read_ahead(attached: &Attached) {
-    if let Err(error) = attached.set_read_ahead(READ_AHEAD_KIB) {
-        // A user may not, and reads smaller pieces then.
-        tracing::debug!("kernel read-ahead stays at its default: {error}");
+/// What a mount is played on.
+struct Stage<'a> {
+    request: &'a MountRequest,
+    watch: &'static Watch,
+    runtime: &'a Runtime,
+    confinement: Arc<Confinement>,
+}
+
+/// A mount with somebody to serve it.
+struct Scene {
+    volume: Arc<dyn Volume>,
+    fd: OwnedFd,
+    attached: Arc<Attached>,
+    handover: Handover,
+    is_taken_over: bool,
+}
+
+impl Stage<'_> {
+    fn serve_until_unmounted<O, S, R>(
+        &self,
+        log: Option<Destination>,
+        open: O,
+        serve: S,
+        ready: Ready,
+    ) -> Result<(), MountError>
+    where
+        O: FnOnce(&Runtime, bool) -> Result<Arc<dyn Volume>, BoxError> + Send,
+        S: FnOnce(Served) -> io::Result<R>,
+        R: FnOnce() -> io::Result<()> + Send,
+    {
+        let Self { request, watch, .. } = self;
+        let allow_other = request.allow_other.unwrap_or_else(|| self.confinement.mounts_as_root());
+        let Scene { volume, fd, attached, handover, is_taken_over } = self.attach_or_take_over(allow_other, open)?;
+        let _in_care = InCare { watch, attached: Arc::clone(&attached) };
+        let handover = Arc::new(handover);
+        let served = Served {
+            volume: Arc::clone(&volume),
+            fd,
+            allow_other,
+            runtime: self.runtime.handle().clone(),
+            handover: Arc::clone(&handover),
+            confinement: Arc::clone(&self.confinement),
+        };
+        let run = serve(served).map_err(MountError::Serve)?;
+        self.confinement.check()?;
+        self.set_read_ahead(&attached);
+        self.leave_to_manager(&volume, &attached, &handover, is_taken_over);
+        if let Some(log) = log {
+            log::switch(log);
+        }
+        let is_background = request.place == Place::Background;
+        thread::scope(|scope| {
+            let confinement = &self.confinement;
+            let session = thread::Builder::new()
+                .name("session".into())
+                .spawn_scoped(scope, move || {
+                    confinement.enter(Role::Session);
+                    run()
+                })
+                .map_err(MountError::system("starting threads"))?;
+            let told = ready.tell();
+            if told.is_err() {
+                // The session ends when its mount is gone.
+                let _ = attached.unmount(How::LazilyWhenBusy);
+            }
+            let _pulse = told.is_ok().then(|| self.tell_ready(is_background));
+            tracing::info!("mounted on {}", attached.mountpoint().display());
+            let ended = session.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            told.and(ended.map_err(MountError::Serve))
+        })
+    }
+
+    /// Serves a mount that somebody else has made, and unmounts.
+    fn serve_given<O, S, R>(
+        &self,
+        fd: OwnedFd,
+        log: Option<Destination>,
+        open: O,
+        serve: S,
+        ready: Ready,
+    ) -> Result<(), MountError>
+    where
+        O: FnOnce(&Runtime, bool) -> Result<Arc<dyn Volume>, BoxError> + Send,
+        S: FnOnce(Served) -> io::Result<R>,
+        R: FnOnce() -> io::Result<()> + Send,
+    {
+        let served = Served {
+            volume: self.open_confined(open, false)?,
+            fd,
+            // Who may use it was told to the kernel by whoever mounted it.
+            allow_other: true,
+            runtime: self.runtime.handle().clone(),
+            handover: Arc::default(),
+            confinement: Arc::clone(&self.confinement),
+        };
+        let run = serve(served).map_err(MountError::Serve)?;
+        self.confinement.check()?;
+        if let Some(log) = log {
+            log::switch(log);
+        }
+        let confinement = &self.confinement;
+        thread::scope(|scope| {
+            let session = thread::Builder::new()
+                .name("session".into())
+                .spawn_scoped(scope, move || {
+                    confinement.enter(Role::Session);
+                    run()
+                })
+                .map_err(MountError::system("starting threads"))?;
+            ready.tell()?;
+            session.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(MountError::Serve)
+        })
+    }
+
+    fn attach_or_take_over(
+        &self,
+        allow_other: bool,
+        open: impl FnOnce(&Runtime, bool) -> Result<Arc<dyn Volume>, BoxError> + Send,
+    ) -> Result<Scene, MountError> {
+        let Service { manager, .. } = &self.request.service;
+        let mountpoint = &self.request.mountpoint;
+        let kept = self.request.service.take_kept();
+        let has_kept = !kept.is_empty();
+        let source = shown_source(&self.request.source);
+        if let Some(kept) = Kept::find(kept).filter(|kept| kept.is_at(mountpoint)) {
+            let volume = self.open_confined(open, kept.is_file())?;
+            let handover = kept.handover();
+            match kept.attached(volume.identity().as_deref()) {
+                Ok((fd, attached)) => {
+                    tracing::info!("going on with the mount on {}", attached.mountpoint().display());
+                    let attached = self.watch.adopt(attached);
+                    return Ok(Scene { volume, fd, attached, handover, is_taken_over: true });
+                }
+                Err(error) => {
+                    tracing::warn!("{error}: files that are open in it fail, and it is mounted anew");
+                    takeover::give_up(manager, mountpoint);
+                }
+            }
+            return self.attach(volume, &source, allow_other);
+        }
+        if has_kept {
+            takeover::give_up(manager, mountpoint);
+        }
+        let prepared = prepare(mountpoint, &source)?;
+        let volume = self.open_confined(open, prepared.is_file())?;
+        self.attach(volume, &source, allow_other)
+    }
+
+    fn attach(&self, volume: Arc<dyn Volume>, source: &OsStr, allow_other: bool) -> Result<Scene, MountError> {
+        let attach_request = AttachRequest {
+            mountpoint: &self.request.mountpoint,
+            source,
+            root_kind: volume.root_kind(),
+            flags: self.request.flags,
+            kernel: &self.request.kernel,
+            allow_other,
+        };
+        let (fd, attached) = self.watch.guard(|| attach(&attach_request))?;
+        let is_watched = self.request.service.manager.is_there() && self.request.place == Place::Foreground;
+        let handover = if is_watched { Handover::first() } else { Handover::default() };
+        Ok(Scene { volume, fd, attached, handover, is_taken_over: false })
+    }
+
+    /// Opens on a thread that reads what came from elsewhere, and may not mount.
+    fn open_confined(
+        &self,
+        open: impl FnOnce(&Runtime, bool) -> Result<Arc<dyn Volume>, BoxError> + Send,
+        on_file: bool,
+    ) -> Result<Arc<dyn Volume>, MountError> {
+        thread::scope(|scope| {
+            let opening = thread::Builder::new()
+                .name("open".into())
+                .spawn_scoped(scope, || {
+                    self.confinement.enter(Role::Worker);
+                    open(self.runtime, on_file)
+                })
+                .map_err(MountError::system("starting threads"))?;
+            let opened = opening.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            opened.map_err(MountError::Open)
+        })
+    }
+
+    fn set_read_ahead(&self, attached: &Attached) {
+        let kib = match self.request.service.config.ahead.kernel_bytes {
+            Some(bytes) => u32::try_from(bytes >> 10).unwrap_or(u32::MAX),
+            None => READ_AHEAD_KIB,
+        };
+        if let Err(error) = attached.set_read_ahead(kib) {
+            // A user may not, and reads smaller pieces then.
+            tracing::debug!("kernel read-ahead stays at its default: {error}");
+        }
+    }
+
+    /// Gives the mount to the service manager to keep, for the next process.
+    fn leave_to_manager(
+        &self,
+        volume: &Arc<dyn Volume>,
+        attached: &Attached,
+        handover: &Handover,
+        is_taken_over: bool,
+    ) {
+        let Service { manager, config, .. } = &self.request.service;
+        if !manager.is_there() {
+            return;
+        }
+        let is_file = volume.root_kind() != FileKind::Directory;
+        let given = &self.request.mountpoint;
+        // In the background another process than ours may be the service, with files of its own to be kept.
+        let is_kept = is_taken_over
+            || (self.request.place == Place::Foreground
+                && takeover::keep(manager, attached, handover, given, || volume.identity(), is_file));
+        let handed_over = is_kept.then(|| (Arc::clone(handover.gate()), config.io_timeout));
+        self.watch.set_manager(Keeping { manager: manager.clone(), handed_over });
+    }
+
+    fn tell_ready(&self, is_background: bool) -> Option<Pulse> {
+        let Service { manager, report, .. } = &self.request.service;
+        if is_background {
+            manager.main_pid(std::process::id());
+        }
+        manager.ready();
+        let confinement = Arc::clone(&self.confinement);
+        let enter = move || confinement.enter(Role::Worker);
+        let runtime = self.runtime.handle().clone();
+        Pulse::start(manager, Arc::clone(report), runtime, enter, || n_session_threads() > 0)
+            .inspect_err(|error| tracing::warn!("the service manager does not hear that the mount lives: {error}"))
+            .ok()
     }
 }
 
@@ -173,6 +385,7 @@ struct InCare {
 
 impl Drop for InCare {
     fn drop(&mut self) {
+        self.watch.tell_end();
         // Unmounted first: a signal in between finds a mount that is gone, which is no error.
         if let Err(error) = self.attached.unmount(How::LazilyWhenBusy) {
             tracing::warn!("{error}");

@@ -149,6 +149,11 @@ impl Volume for ImageVolume {
         false
     }
 
+    fn identity(&self) -> Option<String> {
+        // The name of the file is not content, but the kernel knows it all the same.
+        Some(format!("image {:?} {}", self.shared.config.file_name, self.shared.blob.identity()?))
+    }
+
     fn root_kind(&self) -> FileKind {
         match self.shared.config.file_name {
             Some(_) => FileKind::Directory,

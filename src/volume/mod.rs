@@ -159,6 +159,12 @@ pub trait Volume: Debug + Send + Sync {
     /// Whether any file can have POSIX ACLs, which the kernel must then enforce.
     fn has_acls(&self) -> bool;
 
+    /// What tells this content, and the inode numbers it has, from any other: a process that goes on with the mount of another one must
+    /// serve the same. `None` when that cannot be told. May read a whole index.
+    fn identity(&self) -> Option<String> {
+        None
+    }
+
     /// Type of the root: a directory, or a regular file for a mount on a file.
     fn root_kind(&self) -> FileKind;
 }

@@ -147,6 +147,10 @@ impl Volume for TreeVolume {
         flags.has_any(FeatureFlags::ACL.with(FeatureFlags::XATTRS))
     }
 
+    fn identity(&self) -> Option<String> {
+        Some(format!("tree {}", self.shared.tree.blob().identity()?))
+    }
+
     fn root_kind(&self) -> FileKind {
         kind_of(self.shared.tree.root())
     }

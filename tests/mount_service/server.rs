@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use caifs::mount::Service;
 use caifs::mount::options::{KernelOptions, VfsFlags};
 use caifs::mount::run::{MountOutcome, MountRequest, Place, Served, mount};
 use caifs::volume::{Answer, Attr, FileKind, Listing, Volume, VolumeError, VolumeStat};
@@ -128,6 +129,7 @@ fn serve(wanted: &Wanted) -> u8 {
         allow_other: wanted.allow_other,
         place: wanted.place,
         ready_timeout: wanted.timeout,
+        service: Service::default(),
     };
     let wanted = wanted.clone();
     let outcome = mount(

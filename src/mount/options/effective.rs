@@ -1,8 +1,8 @@
 //! What a mount is made with after all layers, as an option list for people (`mount -v`), without secrets.
 
 use super::{MOUNT_OPTIONS, MountOptions};
-use crate::mount::attach::default_allow_other;
 use crate::store::location::without_secrets;
+use nix::unistd::geteuid;
 
 /// Options that are shown as what has become of them.
 const RESOLVED: &[&str] = &["store", "cache", "store-file", "allow-other"];
@@ -12,7 +12,7 @@ impl MountOptions {
     /// file. What nobody gave has its default and is not listed.
     pub fn effective(&self) -> String {
         let mut list = vec![self.flags.names(), "default_permissions".to_owned()];
-        if self.config.allow_other.unwrap_or_else(default_allow_other) {
+        if self.config.allow_other.unwrap_or_else(|| geteuid().is_root()) {
             list.push("allow_other".to_owned());
         }
         let kernel = self.kernel.data(true);

@@ -1,0 +1,254 @@
+//! A mount that outlives its process: the service manager keeps the connection to the kernel, and the next process goes on with it.
+//!
+//! * [`keep`] gives the manager two open files: the connection, and a sealed description of it.
+//! * [`Kept::find`] gets them back; [`Kept::attached`] is the mount they belong to, if it is still there.
+//!
+//! Meanwhile nobody answers: what asks the file system waits. So nothing here looks at the mountpoint, only at the mount table; and a
+//! process that cannot go on makes the manager let go of the connection, so that those who wait get an error, and mounts anew.
+//!
+//! Invariant: only the same content is served on: inode numbers are places in it, and the kernel keeps what it has read.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
+
+use super::MountError;
+use super::attach::{Attached, is_connected};
+use super::detach::{How, unmount};
+use super::notify::Manager;
+use super::table::{MountEntry, MountId, MountTable, resolve_parent};
+use crate::fuse::Handover;
+
+/// What the manager calls the connection.
+const CONNECTION: &str = "caifs-fuse";
+
+/// What the manager calls the description.
+const DESCRIPTION: &str = "caifs-state";
+
+/// The form of the description; another one is not read.
+const FORM: u32 = 1;
+
+/// The longest description, in bytes.
+const MAX_DESCRIPTION_BYTES: u64 = 64 << 10;
+
+/// What is known of a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Description {
+    form: u32,
+    /// As it was given: a symlink, perhaps, that cannot be followed while nobody answers.
+    given: PathBuf,
+    mountpoint: PathBuf,
+    major: u32,
+    minor: u32,
+    /// What is served.
+    content: String,
+    /// Whether the mountpoint is a regular file.
+    is_file: bool,
+    /// The kernel's first request.
+    init: Vec<u8>,
+}
+
+/// Gives a mount to the manager to keep. Says in the log why not, where that cannot be.
+pub(super) fn keep(
+    manager: &Manager,
+    attached: &Attached,
+    handover: &Handover,
+    given: &Path,
+    content: impl FnOnce() -> Option<String>,
+    is_file: bool,
+) -> bool {
+    let Some(init) = handover.agreed() else {
+        tracing::info!("this mount cannot be taken over by a restarted service: that needs Linux 6.9");
+        return false;
+    };
+    let Some(content) = content() else {
+        tracing::info!("this mount cannot be taken over by a restarted service: its content has no version");
+        return false;
+    };
+    let MountId { major, minor, .. } = attached.id();
+    let mountpoint = attached.mountpoint().to_owned();
+    let given = std::path::absolute(given).unwrap_or_else(|_| given.to_owned());
+    let description =
+        Description { form: FORM, given, mountpoint, major, minor, content, is_file, init: init.to_vec() };
+    // The description first: a connection without one is of no use to anybody.
+    let kept = description.seal().and_then(|sealed| {
+        manager.keep(DESCRIPTION, sealed.as_fd())?;
+        manager.keep(CONNECTION, attached.connection())
+    });
+    match kept {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!("the service manager cannot keep the mount: {error}");
+            forget(manager);
+            false
+        }
+    }
+}
+
+/// Makes the manager let go of the mount.
+pub(super) fn forget(manager: &Manager) {
+    manager.forget(CONNECTION);
+    manager.forget(DESCRIPTION);
+}
+
+/// Takes out of sight what another process has mounted at a mountpoint and nobody goes on with: a look at it would wait for ever.
+pub(super) fn give_up(manager: &Manager, mountpoint: &Path) {
+    forget(manager);
+    let Ok(table) = MountTable::read() else { return };
+    let there = resolve_parent(mountpoint).ok().and_then(|mountpoint| table.at(&mountpoint).cloned());
+    if let Some(MountEntry { id, .. }) = there.filter(MountEntry::is_ours)
+        && let Err(error) = unmount(id, How::Lazily)
+    {
+        tracing::warn!("{error}");
+    }
+}
+
+/// A mount that another process has served.
+#[derive(Debug)]
+pub(super) struct Kept {
+    connection: OwnedFd,
+    description: Description,
+}
+
+impl Kept {
+    /// The mount among what the manager kept; `None` when there is none, or one without its description.
+    pub(super) fn find(kept: Vec<(String, OwnedFd)>) -> Option<Self> {
+        let (mut connection, mut description) = (None, None);
+        for (name, fd) in kept {
+            match name.as_str() {
+                CONNECTION => connection = Some(fd),
+                DESCRIPTION => description = Description::read(fd),
+                _ => {}
+            }
+        }
+        Some(Self { connection: connection?, description: description? })
+    }
+
+    /// Whether the mountpoint is a regular file.
+    pub(super) fn is_file(&self) -> bool {
+        self.description.is_file
+    }
+
+    /// How the session begins that goes on.
+    pub(super) fn handover(&self) -> Handover {
+        Handover::later(self.description.init.clone())
+    }
+
+    /// Whether it is the mount that is asked for, and still there. To be asked without looking at the mountpoint.
+    pub(super) fn is_at(&self, mountpoint: &Path) -> bool {
+        let Ok(table) = MountTable::read() else { return false };
+        let is_named = std::path::absolute(mountpoint).is_ok_and(|path| path == self.description.given)
+            || resolve_parent(mountpoint).is_ok_and(|path| path == self.description.mountpoint);
+        is_named && self.id(&table).is_some() && is_connected(self.connection.as_fd())
+    }
+
+    /// The mount, to go on with the same content.
+    ///
+    /// # Errors
+    /// It is gone, or the content is another one.
+    pub(super) fn attached(self, content: Option<&str>) -> Result<(OwnedFd, Attached), MountError> {
+        let Description { mountpoint, .. } = &self.description;
+        if content != Some(self.description.content.as_str()) {
+            let why = "its content is not what was mounted there before; it cannot go on";
+            return Err(MountError::Takeover { mountpoint: mountpoint.clone(), why });
+        }
+        let table = MountTable::read().map_err(MountError::Table)?;
+        let id = self.id(&table).ok_or_else(|| MountError::Takeover {
+            mountpoint: mountpoint.clone(),
+            why: "it was unmounted meanwhile",
+        })?;
+        let fd = self.connection.try_clone().map_err(MountError::system("dup"))?;
+        Ok((fd, Attached::of(mountpoint.clone(), id, self.connection)))
+    }
+
+    /// The number of the device stays as long as the connection; that of the mount may change with the namespace.
+    fn id(&self, table: &MountTable) -> Option<MountId> {
+        let Description { mountpoint, major, minor, .. } = &self.description;
+        let there = table.at(mountpoint).filter(|entry| entry.is_ours())?;
+        (there.id.major == *major && there.id.minor == *minor).then_some(there.id)
+    }
+}
+
+impl Description {
+    /// In an unnamed file that nobody can change.
+    fn seal(&self) -> io::Result<OwnedFd> {
+        let text = serde_json::to_vec(self)?;
+        let fd = memfd_create(c"caifs-state", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+        let mut file = File::from(fd);
+        file.write_all(&text)?;
+        let seals = SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+        Ok(file.into())
+    }
+
+    fn read(fd: OwnedFd) -> Option<Self> {
+        let mut file = File::from(fd);
+        let mut text = Vec::new();
+        file.rewind().ok()?;
+        file.take(MAX_DESCRIPTION_BYTES).read_to_end(&mut text).ok()?;
+        let description: Self = serde_json::from_slice(&text).ok()?;
+        (description.form == FORM).then_some(description)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn description() -> Description {
+        Description {
+            form: FORM,
+            given: "/mnt/link".into(),
+            mountpoint: "/mnt/a b".into(),
+            major: 0,
+            minor: 77,
+            content: "tree 00ff".into(),
+            is_file: false,
+            init: vec![0, 1, 255],
+        }
+    }
+
+    fn connection() -> OwnedFd {
+        File::open("/dev/null").unwrap().into()
+    }
+
+    #[test]
+    fn a_description_comes_back_and_cannot_be_changed() {
+        let sealed = description().seal().unwrap();
+        assert!(File::from(sealed.try_clone().unwrap()).write_all(b"x").is_err());
+        // Read twice: the place in the file is one for all who have it open.
+        for _ in 0..2 {
+            assert_eq!(Description::read(sealed.try_clone().unwrap()), Some(description()));
+        }
+    }
+
+    #[test]
+    fn only_both_files_are_a_mount() {
+        let sealed = || (DESCRIPTION.to_owned(), description().seal().unwrap());
+        let fuse = || (CONNECTION.to_owned(), connection());
+        assert!(Kept::find(vec![]).is_none());
+        assert!(Kept::find(vec![fuse()]).is_none());
+        assert!(Kept::find(vec![sealed(), ("other".into(), connection())]).is_none());
+        assert!(Kept::find(vec![fuse(), (DESCRIPTION.into(), connection())]).is_none(), "an empty description");
+        let of_tomorrow = Description { form: FORM + 1, ..description() }.seal().unwrap();
+        assert!(Kept::find(vec![fuse(), (DESCRIPTION.into(), of_tomorrow)]).is_none());
+        let kept = Kept::find(vec![fuse(), sealed()]).unwrap();
+        assert!(!kept.is_file() && !kept.is_at(Path::new("/mnt/a b")), "nothing is mounted there");
+    }
+
+    #[test]
+    fn other_content_is_not_served_on() {
+        let kept = || Kept { connection: connection(), description: description() };
+        let refused = kept().attached(Some("tree 00fe")).unwrap_err().to_string();
+        assert!(refused.starts_with("mount on /mnt/a b: its content is not what was mounted"), "{refused}");
+        assert!(kept().attached(None).is_err());
+        let gone = kept().attached(Some("tree 00ff")).unwrap_err().to_string();
+        assert_eq!(gone, "mount on /mnt/a b: it was unmounted meanwhile");
+    }
+}
