@@ -7,6 +7,7 @@ mod chunks;
 mod cli;
 mod config;
 mod format;
+mod fstab;
 mod hostile;
 mod inspect;
 mod interop;

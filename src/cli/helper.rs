@@ -21,7 +21,7 @@ use super::mount::{self, Typed, USAGE};
 use super::output::printable;
 use super::{complain, init_log};
 use crate::mount::options::Unknown;
-use crate::mount::{MountError, attach, daemon::INTERNAL_BUG, fstab, shown_source};
+use crate::mount::{FS_TYPE, MountError, attach, daemon::INTERNAL_BUG, fstab, shown_source};
 use crate::store::location::{FileLocation, Location, split_group};
 
 /// The names that mount(8) calls a helper by.
@@ -224,29 +224,30 @@ fn perform(call: Call) -> Result<(), (String, u8)> {
         ));
     }
     let source = shown_source(&typed.source);
-    let what = format!("{} on {}", source.to_string_lossy(), args.mountpoint.display());
-    let how = format!("type fuse.caifs ({})", typed.options.effective());
+    let (what, mountpoint) = (source.to_string_lossy().into_owned(), args.mountpoint.display().to_string());
+    let how = format!("{mountpoint}, type {FS_TYPE} ({})", typed.options.effective());
     let wants_rw = typed.options.wants_rw;
     let tell = |done: &str| {
         if call.verbose {
-            say(&format!("caifs: {what} {done}{how}"));
+            say(&format!("caifs: {what} {done} {how}"));
             if wants_rw {
                 say("caifs: rw was taken as ro: what caifs mounts cannot be written to (mount(8) says rw unless told ro)");
             }
         }
     };
     if call.fake {
-        check(&typed, &args.mountpoint).map_err(|error| (format!("cannot mount {what}: {error}"), MOUNT_FAILED))?;
-        tell("would be mounted, ");
+        let refusal = |error| (format!("cannot mount {what} on {mountpoint}: {error}"), MOUNT_FAILED);
+        check(&typed, &args.mountpoint).map_err(refusal)?;
+        tell("would be mounted on");
         return Ok(());
     }
     // mount(8) cannot know it from the mount table, which has the source without its secrets.
     if source != typed.source && attach::is_mounted(&args.mountpoint, &source) {
-        tell("is mounted already, ");
+        tell("is already mounted on");
         return Ok(());
     }
     mount::mount(args, typed).map_err(|error| (error.to_string(), error.exit_code()))?;
-    tell("mounted, ");
+    tell("mounted on");
     Ok(())
 }
 
