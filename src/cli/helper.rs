@@ -88,7 +88,8 @@ fn plain_call(arguments: &[OsString]) -> Option<Call> {
     Some(call)
 }
 
-/// The options without what mount.fuse3 adds: set-id programs and devices are for those who ask for them. Who does so has them twice.
+/// The options without what mount.fuse3 adds: set-id programs and devices are for those who ask for them, by `allow-suid` and
+/// `allow-dev` if need be (what mount(8) passes on of `suid` and `dev` then stands there twice).
 fn without_additions(list: &str) -> &str {
     let mut rest = list;
     for (added, contrary) in ADDED_BY_MOUNT_FUSE {
@@ -121,7 +122,9 @@ impl Call {
         }
         let [spec, mountpoint] = operands[..] else {
             let n_given = operands.len();
-            return Err(format!("a mount helper needs SPEC and DIR, and was given {n_given} such (usage: {USAGE_TEXT})"));
+            return Err(format!(
+                "a mount helper needs SPEC and DIR, and was given {n_given} such (usage: {USAGE_TEXT})"
+            ));
         };
         call.spec = spec.clone();
         call.mountpoint = mountpoint.into();
@@ -179,7 +182,9 @@ fn answer(asked: Result<Asked, String>) -> u8 {
             USAGE
         }
         Ok(Asked::Help) => {
-            say(&format!("{USAGE_TEXT}\nMounts casync and desync archives and disk images; `caifs mount --help` lists the options."));
+            say(&format!(
+                "{USAGE_TEXT}\nMounts casync and desync archives and disk images; `caifs mount --help` lists the options."
+            ));
             0
         }
         Ok(Asked::Version) => {
@@ -231,7 +236,9 @@ fn perform(call: Call) -> Result<(), (String, u8)> {
         if call.verbose {
             say(&format!("caifs: {what} {done} {how}"));
             if wants_rw {
-                say("caifs: rw was taken as ro: what caifs mounts cannot be written to (mount(8) says rw unless told ro)");
+                say(
+                    "caifs: rw was taken as ro: what caifs mounts cannot be written to (mount(8) says rw unless told ro)",
+                );
             }
         }
     };

@@ -38,12 +38,9 @@ mod tests {
     fn the_line_of_a_mountpoint_is_found() {
         let table = b"# /a /mnt/img caifs no\n\n/dev/sda1 / ext4\nhttps://h/x\t/mnt/img/ caifs  _netdev,nofail 0 0\n\
                       y /mnt/a\\040b\\134 caifs ro#1\nz /mnt/img caifs second\n";
-        for (mountpoint, options) in [
-            ("/mnt/img", Some("_netdev,nofail")),
-            (r"/mnt/a b\", Some("ro#1")),
-            ("/", Some("")),
-            ("/mnt/im", None),
-        ] {
+        for (mountpoint, options) in
+            [("/mnt/img", Some("_netdev,nofail")), (r"/mnt/a b\", Some("ro#1")), ("/", Some("")), ("/mnt/im", None)]
+        {
             assert_eq!(find(table, Path::new(mountpoint)).as_deref(), options, "{mountpoint}");
         }
     }

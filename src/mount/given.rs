@@ -80,10 +80,7 @@ mod tests {
         let file = tempfile::tempfile().expect("temporary file");
         let path = format!("/dev/fd/{}", file.as_raw_fd());
         let refused = descriptor(Path::new(&path)).expect_err("a file").to_string();
-        assert_eq!(
-            refused,
-            format!("mountpoint {path}: is not /dev/fuse: it must be the descriptor of a FUSE mount")
-        );
+        assert_eq!(refused, format!("mountpoint {path}: is not /dev/fuse: it must be the descriptor of a FUSE mount"));
         let closed = descriptor(Path::new("/dev/fd/2147483647")).expect_err("not open").to_string();
         assert!(closed.starts_with("mountpoint /dev/fd/2147483647: no descriptor to serve: "), "{closed}");
         assert!(descriptor(Path::new("/mnt")).expect("a path").is_none());

@@ -130,7 +130,11 @@ where
 {
     if let Some(fd) = given::descriptor(&request.mountpoint)? {
         let volume = open(runtime, false).map_err(MountError::Open)?;
-        return given::serve_until_unmounted(Served { volume, fd, allow_other: true, runtime: runtime.handle().clone() }, serve, ready);
+        return given::serve_until_unmounted(
+            Served { volume, fd, allow_other: true, runtime: runtime.handle().clone() },
+            serve,
+            ready,
+        );
     }
     let source = shown_source(&request.source);
     let prepared = prepare(&request.mountpoint, &source)?;

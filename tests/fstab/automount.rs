@@ -20,7 +20,8 @@ const PACKET_BYTES: usize = 304;
 
 #[test]
 fn somebody_who_looks_gets_the_mount_that_the_automounter_makes() {
-    let Some(world) = World::enter("fstab::automount::somebody_who_looks_gets_the_mount_that_the_automounter_makes") else {
+    let Some(world) = World::enter("fstab::automount::somebody_who_looks_gets_the_mount_that_the_automounter_makes")
+    else {
         return;
     };
     if !fs::read_to_string("/proc/filesystems").unwrap().contains("autofs") {

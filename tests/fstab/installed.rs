@@ -52,9 +52,11 @@ fn a_package_has_everything_in_its_place_and_nothing_stays() {
         command.arg(what).env("DESTDIR", &package).env("CAIFS", &program).env("PREFIX", prefix);
         run(&mut command)
     };
-    for (prefix, unit) in
-        [("/usr", "usr/lib/systemd/system"), ("/usr/local", "usr/local/lib/systemd/system"), ("/opt/x", "opt/x/lib/systemd/system")]
-    {
+    for (prefix, unit) in [
+        ("/usr", "usr/lib/systemd/system"),
+        ("/usr/local", "usr/local/lib/systemd/system"),
+        ("/opt/x", "opt/x/lib/systemd/system"),
+    ] {
         install("install", prefix).ok();
         install("install", prefix).ok();
         let installed = listing(&package);
@@ -70,7 +72,8 @@ fn a_package_has_everything_in_its_place_and_nothing_stays() {
         assert!(!installed.keys().any(|name| name.ends_with(".new")), "{installed:?}");
         for directory in ["man", "completions"] {
             let n_there = fs::read_dir(shipped("..").join(directory)).map_or(0, Iterator::count);
-            let n_installed = installed.keys().filter(|name| name.contains("/share/") && name.contains(&directory[..3])).count();
+            let n_installed =
+                installed.keys().filter(|name| name.contains("/share/") && name.contains(&directory[..3])).count();
             assert!(n_installed >= n_there, "{directory}: {n_installed} of {n_there}");
         }
         // A link of somebody else's is not ours to remove.
@@ -90,7 +93,8 @@ fn a_package_has_everything_in_its_place_and_nothing_stays() {
 
 #[test]
 fn what_install_has_put_there_mounts_and_its_service_is_valid() {
-    let Some(world) = World::enter("fstab::installed::what_install_has_put_there_mounts_and_its_service_is_valid") else {
+    let Some(world) = World::enter("fstab::installed::what_install_has_put_there_mounts_and_its_service_is_valid")
+    else {
         return;
     };
     let prefix = world.path("usr");
@@ -159,7 +163,10 @@ fn systemd_makes_the_units_that_the_lines_mean() {
     // Over the network, and the boot goes on without it.
     has("mnt-img.mount", "What=https://cdn.example/img/deb12.caibx");
     has("mnt-img.mount", "Type=caifs");
-    has("mnt-img.mount", "Options=_netdev,nofail,store=https://cdn.example/store,cache=/var/cache/caifs,cache-size=20G");
+    has(
+        "mnt-img.mount",
+        "Options=_netdev,nofail,store=https://cdn.example/store,cache=/var/cache/caifs,cache-size=20G",
+    );
     assert!(links.contains_key("remote-fs.target.wants/mnt-img.mount"), "{links:?}");
     assert!(!units["mnt-img.mount"].contains("Before="), "nothing waits for it");
     // Mounted when somebody looks.

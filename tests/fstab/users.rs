@@ -20,7 +20,9 @@ fn as_nobody(program: &str, args: &[&str]) -> Command {
 
 #[test]
 fn an_ordinary_user_mounts_and_unmounts_a_line_with_user() {
-    let Some(world) = World::enter("fstab::users::an_ordinary_user_mounts_and_unmounts_a_line_with_user") else { return };
+    let Some(world) = World::enter("fstab::users::an_ordinary_user_mounts_and_unmounts_a_line_with_user") else {
+        return;
+    };
     world.link_helpers();
     let content = world.content("srv", "x");
     let mountpoint = world.mountpoint("home");
@@ -66,7 +68,11 @@ fn an_ordinary_user_mounts_and_unmounts_a_line_with_user() {
     let hinted = run(&mut as_nobody("mount", &["/mnt/open"])).fails();
     assert_eq!(hinted.status.code(), Some(32));
     assert!(hinted.error_line().contains("/etc/fuse.conf"), "{}", hinted.stderr);
-    assert!(hinted.error_line().ends_with("(root can add that line; or mount without allow-other)"), "{}", hinted.stderr);
+    assert!(
+        hinted.error_line().ends_with("(root can add that line; or mount without allow-other)"),
+        "{}",
+        hinted.stderr
+    );
     fs::write(&configuration, "user_allow_other\n").unwrap();
     run(&mut as_nobody("mount", &["/mnt/open"])).ok();
     content.assert_read_from(&open);
@@ -93,8 +99,8 @@ fn mount_fuse3_and_the_link_make_the_same_mount() {
         for (options, vfs) in [
             ("defaults", "ro,nosuid,nodev,relatime"),
             ("ro,nosuid", "ro,nosuid,nodev,relatime"),
-            ("suid,noexec", "ro,nodev,noexec,relatime"),
-            ("dev", "ro,nosuid,relatime"),
+            ("suid,dev,noexec", "ro,nosuid,nodev,noexec,relatime"),
+            ("allow-suid,noexec", "ro,nodev,noexec,relatime"),
         ] {
             let options = format!(r#"{options},memory=64M,_netdev,nofail,"store=/run/world/st,ore""#);
             mount(&["-t", "fuse.caifs", "-o", &options, index, "/mnt/a"]).ok();
@@ -113,7 +119,8 @@ fn mount_fuse3_and_the_link_make_the_same_mount() {
 
 #[test]
 fn a_mount_that_mount_fuse3_has_made_is_served_from_its_descriptor() {
-    let Some(world) = World::enter("fstab::users::a_mount_that_mount_fuse3_has_made_is_served_from_its_descriptor") else {
+    let Some(world) = World::enter("fstab::users::a_mount_that_mount_fuse3_has_made_is_served_from_its_descriptor")
+    else {
         return;
     };
     if peer("mount.fuse3").is_none() {
@@ -135,9 +142,11 @@ fn a_mount_that_mount_fuse3_has_made_is_served_from_its_descriptor() {
     until(|| daemons().is_empty());
 
     // What is no connection to the kernel, or none that is mounted, is refused in one line.
-    let refused = run(&mut command("sh", ["-c", "exec caifs /run/world/srv/x.caibx /dev/fd/7 -o ro 7</dev/null"])).fails();
+    let refused =
+        run(&mut command("sh", ["-c", "exec caifs /run/world/srv/x.caibx /dev/fd/7 -o ro 7</dev/null"])).fails();
     assert!(refused.error_line().contains("mountpoint /dev/fd/7: is not /dev/fuse"), "{}", refused.stderr);
-    let refused = run(&mut command("sh", ["-c", "exec caifs /run/world/srv/x.caibx /dev/fd/7 -o ro 7<>/dev/fuse"])).fails();
+    let refused =
+        run(&mut command("sh", ["-c", "exec caifs /run/world/srv/x.caibx /dev/fd/7 -o ro 7<>/dev/fuse"])).fails();
     assert!(refused.error_line().contains("FUSE session: "), "{}", refused.stderr);
     let refused = run(&mut command("caifs", ["/run/world/srv/x.caibx", "/dev/fd/99", "-o", "ro"])).fails();
     assert!(refused.error_line().contains("/dev/fd/99: no descriptor to serve"), "{}", refused.stderr);

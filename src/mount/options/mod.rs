@@ -24,8 +24,23 @@ use crate::config::{MountConfig, units};
 
 /// Options that mount(8) or systemd mean for themselves but that may reach us; and one that every mount of ours has.
 const IGNORED: &[&str] = &[
-    "_netdev", "auto", "comment", "default_permissions", "defaults", "group", "helper", "nofail", "noauto", "nogroup", "noowner", "nouser",
-    "nousers", "owner", "uhelper", "user", "users",
+    "_netdev",
+    "auto",
+    "comment",
+    "default_permissions",
+    "defaults",
+    "group",
+    "helper",
+    "nofail",
+    "noauto",
+    "nogroup",
+    "noowner",
+    "nouser",
+    "nousers",
+    "owner",
+    "uhelper",
+    "user",
+    "users",
 ];
 
 /// Options that mount(8) acts on itself: meaningless here, and never the name of an option of ours.
