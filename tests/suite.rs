@@ -8,6 +8,7 @@ mod cli;
 mod config;
 mod control;
 mod format;
+mod fstab;
 mod hostile;
 mod inspect;
 mod interop;

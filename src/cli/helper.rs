@@ -22,7 +22,7 @@ use super::output::printable;
 use super::{complain, init_log, service_environment};
 use crate::config::SourceConfig;
 use crate::mount::options::Unknown;
-use crate::mount::{MountError, attach, daemon::INTERNAL_BUG, fstab, shown_source};
+use crate::mount::{FS_TYPE, MountError, attach, daemon::INTERNAL_BUG, fstab, shown_source};
 use crate::store::location::{FileLocation, Location, split_group};
 
 /// The names that mount(8) calls a helper by.
@@ -89,7 +89,8 @@ fn plain_call(arguments: &[OsString]) -> Option<Call> {
     Some(call)
 }
 
-/// The options without what mount.fuse3 adds: set-id programs and devices are for those who ask for them. Who does so has them twice.
+/// The options without what mount.fuse3 adds: set-id programs and devices are for those who ask for them, by `allow-suid` and
+/// `allow-dev` if need be (what mount(8) passes on of `suid` and `dev` then stands there twice).
 fn without_additions(list: &str) -> &str {
     let mut rest = list;
     for (added, contrary) in ADDED_BY_MOUNT_FUSE {
@@ -230,12 +231,12 @@ fn perform(call: Call) -> Result<(), (String, u8)> {
         ));
     }
     let source = shown_source(&typed.source);
-    let what = format!("{} on {}", source.to_string_lossy(), args.mountpoint.display());
-    let how = format!("type fuse.caifs ({})", typed.options.effective());
+    let (what, mountpoint) = (source.to_string_lossy().into_owned(), args.mountpoint.display().to_string());
+    let how = format!("{mountpoint}, type {FS_TYPE} ({})", typed.options.effective());
     let wants_rw = typed.options.wants_rw;
     let tell = |done: &str| {
         if call.verbose {
-            say(&format!("caifs: {what} {done}{how}"));
+            say(&format!("caifs: {what} {done} {how}"));
             if wants_rw {
                 say(
                     "caifs: rw was taken as ro: what caifs mounts cannot be written to (mount(8) says rw unless told ro)",
@@ -244,17 +245,18 @@ fn perform(call: Call) -> Result<(), (String, u8)> {
         }
     };
     if call.fake {
-        check(&typed, &args.mountpoint).map_err(|error| (format!("cannot mount {what}: {error}"), MOUNT_FAILED))?;
-        tell("would be mounted, ");
+        let refusal = |error| (format!("cannot mount {what} on {mountpoint}: {error}"), MOUNT_FAILED);
+        check(&typed, &args.mountpoint).map_err(refusal)?;
+        tell("would be mounted on");
         return Ok(());
     }
     // mount(8) cannot know it from the mount table, which has the source without its secrets.
     if source != typed.source && attach::is_mounted(&args.mountpoint, &source) {
-        tell("is mounted already, ");
+        tell("is already mounted on");
         return Ok(());
     }
     mount::mount(args, typed, manager, descriptors).map_err(|error| (error.to_string(), error.exit_code()))?;
-    tell("mounted, ");
+    tell("mounted on");
     Ok(())
 }
 

@@ -23,15 +23,18 @@ const fn off(name: &'static str, flag: MsFlags) -> VfsOption {
 
 const NONE: MsFlags = MsFlags::empty();
 
-/// All of them. Those without a flag are accepted and mean nothing to a read-only file system, or are read elsewhere.
+/// All of them. mount(8) takes `suid` and `dev` for what holds anyway and does not pass them on (libmount 2.38, unless `user` is
+/// there too), so that they have second names which it does not know. Those without a flag are accepted and mean nothing to a read-only file system, or are read elsewhere.
 pub(super) const VFS_OPTIONS: &[VfsOption] = &[
     on("ro", NONE),
     on("rw", NONE),
     on("remount", NONE),
     on("nosuid", MsFlags::MS_NOSUID),
     off("suid", MsFlags::MS_NOSUID),
+    off("allow-suid", MsFlags::MS_NOSUID),
     on("nodev", MsFlags::MS_NODEV),
     off("dev", MsFlags::MS_NODEV),
+    off("allow-dev", MsFlags::MS_NODEV),
     on("noexec", MsFlags::MS_NOEXEC),
     off("exec", MsFlags::MS_NOEXEC),
     on("noatime", MsFlags::MS_NOATIME),
@@ -59,7 +62,7 @@ pub(super) const VFS_OPTIONS: &[VfsOption] = &[
 ];
 
 pub(super) fn vfs_option(name: &str) -> Option<&'static VfsOption> {
-    VFS_OPTIONS.iter().find(|option| option.name == name)
+    VFS_OPTIONS.iter().find(|option| option.name == name || option.name == name.replace('_', "-"))
 }
 
 /// Flags of a mount. It is always read-only; set-id programs and device nodes mean nothing in it unless asked for.
@@ -128,6 +131,11 @@ mod tests {
     fn flags_follow_the_options_and_stay_read_only() {
         let mut flags = VfsFlags::default();
         assert_eq!(flags.fusermount(), "ro,nosuid,nodev");
+        let mut others = flags;
+        for name in ["allow-suid", "allow_dev"] {
+            others.apply(vfs_option(name).expect(name));
+        }
+        assert_eq!(others.names(), "ro,suid,dev");
         for name in ["rw", "suid", "dev", "noexec", "noatime", "sync"] {
             flags.apply(vfs_option(name).expect(name));
         }
