@@ -18,6 +18,27 @@ impl Counter {
     }
 }
 
+/// A number that goes up and down.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Adds to the number.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Takes from the number what was added before.
+    pub fn sub(&self, n: u64) {
+        self.0.fetch_sub(n, Ordering::Relaxed);
+    }
+
+    /// The number now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// The counters of one mount (or one run of a verb).
 #[derive(Debug, Default)]
 pub struct Report {
@@ -59,6 +80,22 @@ pub struct Report {
     pub eio: [Counter; Report::N_EIO_SITES],
     /// Panics caught while answering a request.
     pub n_panics: Counter,
+    /// Chunks (or blocks) read ahead of a reader.
+    pub n_ahead: Counter,
+    /// Their plain bytes.
+    pub ahead_bytes: Counter,
+    /// Of what was read ahead (or found in memory on the way), the bytes that their reader came to.
+    pub ahead_used_bytes: Counter,
+    /// Chunks (or blocks) fetched for later: warmed, or replayed from a profile.
+    pub n_warmed: Counter,
+    /// Their plain bytes.
+    pub warmed_bytes: Counter,
+    /// Readers that are read ahead of now.
+    pub ahead_windows: Gauge,
+    /// Bytes ahead of all readers now.
+    pub ahead_now_bytes: Gauge,
+    /// Chunks (or blocks) being fetched now without anyone waiting.
+    pub background_chunks: Gauge,
 }
 
 impl Report {

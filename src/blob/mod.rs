@@ -3,6 +3,7 @@
 //! * [`source`] is the index's bytes, copied or mapped.
 //! * [`chunked`] reads over an index, [`file`] from a plain local file, [`Blocks`] from one of a store;
 //!   [`Blob`] is any of them.
+//! * [`read_ahead`] reads along a file and fetches what comes next.
 //! * [`Pinned`] holds some chunks for as long as a caller parses them.
 //!
 //! Invariants: opening costs the same for every size; a read is ready at its first poll when its chunks are in memory; a read
@@ -10,6 +11,7 @@
 
 pub mod chunked;
 pub mod file;
+pub mod read_ahead;
 pub mod source;
 
 use std::path::PathBuf;

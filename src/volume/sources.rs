@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use super::open::{MemoryPlan, OpenError};
 use crate::blob::source::{IndexBytes, MAX_INDEX_BYTES};
+use crate::cache::ahead::AheadBudget;
 use crate::cache::blocks::{Blocks, RemoteFile};
 use crate::cache::disk::{DiskConfig, DiskTier};
 use crate::cache::keeper::Keeper;
@@ -35,6 +36,7 @@ pub struct Sources<'a> {
     config: &'a SourceConfig,
     cache_config: CacheConfig,
     tiers: Tiers,
+    ahead: Arc<AheadBudget>,
     report: Arc<Report>,
 }
 
@@ -55,7 +57,8 @@ impl<'a> Sources<'a> {
             fetch_timeout,
             is_offline: config.offline,
         };
-        let mut sources = Self { config, cache_config, tiers: Tiers::default(), report: Arc::clone(report) };
+        let ahead = Arc::new(AheadBudget::new(plan.ahead_bytes, plan.window_bytes, Arc::clone(report)));
+        let mut sources = Self { config, cache_config, tiers: Tiers::default(), ahead, report: Arc::clone(report) };
         let Some(text) = &config.cache else {
             return match config.offline {
                 true => Err(OpenError::new("offline", "there is no cache to read from (name one with -c)")),
@@ -107,7 +110,9 @@ impl<'a> Sources<'a> {
             1 => stores.remove(0),
             _ => Arc::new(Router::new(stores)),
         };
-        Ok(Cache::with_tiers(store, self.tiers.clone(), self.cache_config, Arc::clone(&self.report)))
+        let cache = Cache::with_tiers(store, self.tiers.clone(), self.cache_config, Arc::clone(&self.report));
+        cache.set_ahead(Arc::clone(&self.ahead));
+        Ok(cache)
     }
 
     /// The bytes of an index, and when it was modified.
@@ -238,7 +243,7 @@ impl<'a> Sources<'a> {
         let mtime = info.mtime.unwrap_or(SystemTime::UNIX_EPOCH);
         let remote = RemoteFile { files, file: name.to_owned(), key, name: shown, info };
         let blocks = Blocks::new(remote, self.tiers.disk.clone(), self.cache_config, Arc::clone(&self.report));
-        Ok((blocks, mtime))
+        Ok((blocks.with_ahead(Arc::clone(&self.ahead)), mtime))
     }
 
     /// The first bytes of a file of a store.
