@@ -80,6 +80,22 @@ pub struct Report {
     pub waiting_for_turn: Gauge,
     /// Lines of the access trace that were lost because the disk was slower than the requests.
     pub n_trace_dropped: Counter,
+    /// Chunks (or blocks) read ahead of a reader.
+    pub n_ahead: Counter,
+    /// Their plain bytes.
+    pub ahead_bytes: Counter,
+    /// Of what was read ahead (or found in memory on the way), the bytes that their reader came to.
+    pub ahead_used_bytes: Counter,
+    /// Chunks (or blocks) fetched for later: warmed, or replayed from a profile.
+    pub n_warmed: Counter,
+    /// Their plain bytes.
+    pub warmed_bytes: Counter,
+    /// Readers that are read ahead of now.
+    pub ahead_windows: Gauge,
+    /// Bytes ahead of all readers now.
+    pub ahead_now_bytes: Gauge,
+    /// Chunks (or blocks) being fetched now without anyone waiting.
+    pub background_chunks: Gauge,
 }
 
 /// The requests of the kernel that are counted, by the names that the log has for them. The last is for all others.

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use super::BlobError;
 use super::replies::Replies;
 use super::source::IndexBytes;
+use crate::cache::ahead::ReadAhead;
+use crate::cache::background::Purpose;
 use crate::cache::budget::BudgetUse;
 use crate::cache::touched::Touched;
 use crate::cache::{Cache, Want};
@@ -20,6 +22,7 @@ use crate::format::index::{Index, IndexError, Item};
 #[derive(Debug, Clone)]
 pub struct ChunkedBlob {
     shared: Arc<Shared>,
+    cache: Cache,
 }
 
 #[derive(Debug)]
@@ -29,7 +32,8 @@ struct Shared {
     size: u64,
     name: String,
     digest: Digest,
-    cache: Cache,
+    /// Who reads it, if anything may be read ahead of them.
+    ahead: Option<Arc<ReadAhead>>,
     replies: Arc<Replies>,
     /// Which parts were read since it was opened.
     touched: Touched,
@@ -58,11 +62,46 @@ impl ChunkedBlob {
             size: index.blob_size(),
             index,
             name: name.to_owned(),
-            cache,
+            ahead: cache.ahead().map(|budget| Arc::new(ReadAhead::new(Arc::clone(budget)))),
             replies,
             touched,
         };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Arc::new(shared), cache }
+    }
+
+    /// The same blob, read for another purpose.
+    pub(super) fn for_purpose(&self, purpose: Purpose) -> Self {
+        Self { shared: Arc::clone(&self.shared), cache: self.cache.for_purpose(purpose) }
+    }
+
+    /// Who reads it.
+    pub(super) fn ahead(&self) -> Option<&Arc<ReadAhead>> {
+        self.shared.ahead.as_ref()
+    }
+
+    /// The chunks that begin in a range, up to one that is longer than `max_chunk_bytes`.
+    pub(super) fn wants_in(&self, range: Range<u64>, max_chunk_bytes: u64) -> Result<Vec<Want>, BlobError> {
+        let shared = &self.shared;
+        if range.start >= shared.size {
+            return Ok(Vec::new());
+        }
+        let (mut item_idx, mut item) = shared.locate(range.start)?;
+        let mut wants = Vec::new();
+        loop {
+            if item.start >= range.end || item.size_bytes() > max_chunk_bytes {
+                break;
+            }
+            if item.start >= range.start {
+                wants.push(want(&item));
+            }
+            item_idx += 1;
+            if item_idx >= shared.index.n_chunks() {
+                break;
+            }
+            item = shared.index.item(item_idx).map_err(|error| shared.damaged(error))?;
+        }
+        shared.check_unchanged()?;
+        Ok(wants)
     }
 
     /// Length in bytes.
@@ -92,7 +131,7 @@ impl ChunkedBlob {
 
     /// Where the chunks come from.
     pub fn cache(&self) -> &Cache {
-        &self.shared.cache
+        &self.cache
     }
 
     /// Exactly `n_bytes` from `offset`, which must lie in the blob.
@@ -102,9 +141,9 @@ impl ChunkedBlob {
         shared.touched.mark(offset, n_bytes as u64);
         if let [piece] = pieces.as_slice() {
             // The usual small read: no buffer, no copy.
-            let chunk = match shared.cache.peek(&piece.want) {
+            let chunk = match self.cache.peek(&piece.want) {
                 Some(chunk) => chunk,
-                None => shared.cache.get(shared.digest, piece.want).await?,
+                None => self.cache.get(shared.digest, piece.want).await?,
             };
             return Ok(chunk.plain().slice(piece.range.clone()));
         }
@@ -120,7 +159,7 @@ impl ChunkedBlob {
             let range = &pieces[piece_idx].range;
             reply.bytes_mut()[starts[piece_idx]..][..range.len()].copy_from_slice(&chunk.plain()[range.clone()]);
         };
-        shared.cache.get_many(shared.digest, &wants, copy).await?;
+        self.cache.get_many(shared.digest, &wants, copy).await?;
         Ok(Bytes::from_owner(reply))
     }
 
@@ -155,7 +194,7 @@ impl ChunkedBlob {
         let hold = |item_idx: usize, chunk: Chunk| {
             pieces.insert(items[item_idx].start, chunk.plain().clone());
         };
-        shared.cache.get_many(shared.digest, &wants, hold).await?;
+        self.cache.get_many(shared.digest, &wants, hold).await?;
         Ok((Pinned::new(pieces), n_offsets))
     }
 

@@ -5,6 +5,7 @@
 //!   [`Blob`] is any of them.
 //! * [`replies`] bounds the memory of replies that are put together from several chunks.
 //! * [`presence`] tells which parts are at hand and which were read.
+//! * [`read_ahead`] reads along a file and fetches what comes next.
 //! * [`Pinned`] holds some chunks for as long as a caller parses them.
 //!
 //! Invariants: opening costs the same for every size; a read is ready at its first poll when its chunks are in memory; a read
@@ -13,6 +14,7 @@
 pub mod chunked;
 pub mod file;
 pub mod presence;
+pub mod read_ahead;
 pub mod replies;
 pub mod source;
 

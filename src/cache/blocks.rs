@@ -22,6 +22,8 @@ use lru::LruCache;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::ahead::{AheadBudget, ReadAhead};
+use super::background::{Lanes, Purpose, Slot};
 use super::budget::Budget;
 use super::disk::DiskTier;
 use super::disk::blocks::BlockMap;
@@ -65,6 +67,9 @@ pub struct RemoteFile {
 #[derive(Debug, Clone)]
 pub struct Blocks {
     shared: Arc<Shared>,
+    purpose: Purpose,
+    /// Who reads it, if anything may be read ahead of them.
+    ahead: Option<Arc<ReadAhead>>,
 }
 
 #[derive(Debug)]
@@ -94,16 +99,19 @@ pub struct BlockRoom {
     requests: Semaphore,
     /// Bytes of blocks read or asked for at the same time.
     budget: Arc<Budget>,
+    /// What is fetched without anyone waiting.
+    lanes: Lanes,
     n_files: AtomicU64,
 }
 
 impl BlockRoom {
     /// Room for as much as the configuration says.
-    pub fn new(config: &CacheConfig) -> Self {
+    pub fn new(config: &CacheConfig, report: &Arc<Report>) -> Self {
         Self {
             memory: Mutex::new(LruCache::new(capacity(config))),
             requests: Semaphore::new(MAX_REQUESTS),
             budget: Budget::new(inflight_bytes(config)),
+            lanes: Lanes::new(config.inflight_bytes, 1, Arc::clone(report)),
             n_files: AtomicU64::new(0),
         }
     }
@@ -121,7 +129,8 @@ type BlockLeader = Leader<u64, Got<Bytes>, GetError>;
 impl Blocks {
     /// Opens a file. With `disk`, blocks are kept there if the file has a version to know them by.
     pub fn new(remote: RemoteFile, disk: Option<Arc<DiskTier>>, config: CacheConfig, report: Arc<Report>) -> Self {
-        Self::sharing(remote, disk, config, report, Arc::new(BlockRoom::new(&config)))
+        let room = Arc::new(BlockRoom::new(&config, &report));
+        Self::sharing(remote, disk, config, report, room)
     }
 
     /// The same, with memory and limits that other files have, too.
@@ -150,7 +159,42 @@ impl Blocks {
             config: RwLock::new(config),
             report,
         };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Arc::new(shared), purpose: Purpose::Reader, ahead: None }
+    }
+
+    /// The same file, with something that may be read ahead of its readers.
+    pub fn with_ahead(mut self, budget: Arc<AheadBudget>) -> Self {
+        self.ahead = Some(Arc::new(ReadAhead::new(budget)));
+        self
+    }
+
+    /// The same file, read for another purpose.
+    pub fn for_purpose(&self, purpose: Purpose) -> Self {
+        Self { shared: Arc::clone(&self.shared), purpose, ahead: self.ahead.clone() }
+    }
+
+    /// Who reads it.
+    pub fn ahead(&self) -> Option<&Arc<ReadAhead>> {
+        self.ahead.as_ref()
+    }
+
+    /// Whether blocks are kept on disk.
+    pub fn is_kept(&self) -> bool {
+        self.shared.kept.is_some()
+    }
+
+    /// Whether the store is asked.
+    pub fn is_offline(&self) -> bool {
+        self.shared.config().is_offline || self.shared.files().is_none()
+    }
+
+    /// Gets blocks without holding them.
+    ///
+    /// # Errors
+    /// The first that cannot be had.
+    pub async fn fetch(&self, numbers: Range<u64>) -> Result<(), GetError> {
+        let numbers: Vec<u64> = numbers.collect();
+        self.get(&numbers).await.map(drop)
     }
 
     /// Length of the file in bytes.
@@ -217,44 +261,61 @@ impl Blocks {
     /// Some blocks, in the order given.
     async fn get(&self, numbers: &[u64]) -> Result<Vec<Bytes>, GetError> {
         let shared = &self.shared;
-        for number in numbers {
-            shared.touched.mark(number * BLOCK_BYTES, BLOCK_BYTES);
+        let is_reader = !self.purpose.is_background();
+        if is_reader {
+            for number in numbers {
+                shared.touched.mark(number * BLOCK_BYTES, BLOCK_BYTES);
+            }
         }
         let mut blocks = vec![Bytes::new(); numbers.len()];
-        let mut leaders: Vec<BlockLeader> = Vec::new();
         let mut followers = FuturesUnordered::new();
-        for (block_idx, &number) in numbers.iter().enumerate() {
-            if let Some(block) = shared.in_memory(number) {
-                shared.report.n_memory_hits.add(1);
-                blocks[block_idx] = block;
-                continue;
-            }
-            let in_memory = || shared.in_memory(number).map(|block| (block, Source::Memory));
-            let follower = match shared.inflight.join(number, in_memory) {
-                Role::Arrived((block, _)) => {
+        // A reader's blocks all at once, what is fetched in the background as it is let in.
+        let paced = usize::try_from(self.purpose.max_group_bytes() / BLOCK_BYTES).unwrap_or(usize::MAX);
+        let group_size = if is_reader { numbers.len() } else { paced.clamp(1, MAX_RUN_BLOCKS) };
+        for (group_idx, group) in numbers.chunks(group_size.max(1)).enumerate() {
+            let mut leaders: Vec<BlockLeader> = Vec::new();
+            let slot = match is_reader || group.iter().all(|number| shared.is_in_memory(*number)) {
+                true => None,
+                false => shared.room.lanes.enter(&self.purpose, group.len(), group.len() as u64 * BLOCK_BYTES).await,
+            };
+            for (idx, &number) in group.iter().enumerate() {
+                let block_idx = group_idx * group_size + idx;
+                if let Some(block) = shared.in_memory(number) {
+                    shared.report.n_memory_hits.add(u64::from(is_reader));
                     blocks[block_idx] = block;
                     continue;
                 }
-                Role::Leader(leader, follower) => {
-                    leaders.push(leader);
-                    follower
-                }
-                Role::Follower(follower) => follower,
-            };
-            shared.report.n_memory_misses.add(1);
-            followers.push(async move { (block_idx, follower.outcome().await) });
+                let in_memory = || shared.in_memory(number).map(|block| (block, Source::Memory));
+                let follower = match shared.inflight.join(number, in_memory) {
+                    Role::Arrived((block, _)) => {
+                        blocks[block_idx] = block;
+                        continue;
+                    }
+                    Role::Leader(leader, follower) => {
+                        leaders.push(leader);
+                        follower
+                    }
+                    Role::Follower(follower) => follower,
+                };
+                shared.report.n_memory_misses.add(u64::from(is_reader));
+                followers.push(async move { (block_idx, follower.outcome().await) });
+            }
+            start(shared, leaders, slot);
         }
-        start(shared, leaders);
         if followers.is_empty() {
             return Ok(blocks);
         }
-        let _waiting = shared.report.waiting_for_chunks.enter();
+        let _waiting = is_reader.then(|| (shared.room.lanes.wait(), shared.report.waiting_for_chunks.enter()));
         let timeout = shared.config().fetch_timeout;
         let deadline = Instant::now() + timeout + timeout / 20;
         while let Ok(told) = tokio::time::timeout_at(deadline, followers.next()).await {
             let Some((block_idx, outcome)) = told else { return Ok(blocks) };
             let (block, from) = outcome?;
             source::note(from);
+            if is_reader && !shared.is_in_memory(numbers[block_idx]) {
+                // Fetched for later by somebody else, and now wanted.
+                shared.remember(numbers[block_idx], block.clone());
+            }
             blocks[block_idx] = block;
         }
         Err(shared.late())
@@ -272,12 +333,13 @@ fn inflight_bytes(config: &CacheConfig) -> u64 {
     config.inflight_bytes.max(MAX_RUN_BLOCKS as u64 * BLOCK_BYTES)
 }
 
-/// Starts to get blocks, each run of neighbours by a task of its own.
-fn start(shared: &Arc<Shared>, leaders: Vec<BlockLeader>) {
+/// Starts to get blocks, each run of neighbours by a task of its own. `slot` is what they were let in to, if nobody waits.
+fn start(shared: &Arc<Shared>, leaders: Vec<BlockLeader>, slot: Option<Slot>) {
+    let slot = slot.map(Arc::new);
     let mut run: Vec<BlockLeader> = Vec::new();
     let spawn = |run: Vec<BlockLeader>| {
-        let shared = Arc::clone(shared);
-        tokio::spawn(async move { shared.get_run(run).await });
+        let (shared, slot) = (Arc::clone(shared), slot.clone());
+        tokio::spawn(async move { shared.get_run(run, slot).await });
     };
     for leader in leaders {
         let follows = run.last().is_some_and(|last| last.key() + 1 == leader.key());
@@ -293,10 +355,10 @@ fn start(shared: &Arc<Shared>, leaders: Vec<BlockLeader>) {
 
 impl Shared {
     /// Gets blocks that lie side by side: those on disk from there, the others by one request for each stretch of them.
-    async fn get_run(self: Arc<Self>, run: Vec<BlockLeader>) {
+    async fn get_run(self: Arc<Self>, run: Vec<BlockLeader>, slot: Option<Arc<Slot>>) {
         let _share = self.room.budget.take(run.len() as u64 * BLOCK_BYTES).await;
         let deadline = Instant::now() + self.config().fetch_timeout;
-        let run = if self.kept.is_some() { Arc::clone(&self).take_kept(run).await } else { run };
+        let run = if self.kept.is_some() { Arc::clone(&self).take_kept(run, slot.clone()).await } else { run };
         let mut stretches: Vec<Vec<BlockLeader>> = Vec::new();
         for leader in run {
             match stretches.last_mut() {
@@ -306,13 +368,13 @@ impl Shared {
                 _ => stretches.push(vec![leader]),
             }
         }
-        let fetches: FuturesUnordered<_> =
-            stretches.into_iter().map(|stretch| Arc::clone(&self).fetch(stretch, deadline)).collect();
+        let fetches = stretches.into_iter().map(|stretch| Arc::clone(&self).fetch(stretch, deadline, slot.clone()));
+        let fetches: FuturesUnordered<_> = fetches.collect();
         fetches.collect::<()>().await;
     }
 
     /// Takes what the disk tier has; gives back the rest.
-    async fn take_kept(self: Arc<Self>, run: Vec<BlockLeader>) -> Vec<BlockLeader> {
+    async fn take_kept(self: Arc<Self>, run: Vec<BlockLeader>, slot: Option<Arc<Slot>>) -> Vec<BlockLeader> {
         let work = tokio::task::spawn_blocking(move || {
             let Some(kept) = &self.kept else { return run };
             let mut left = Vec::new();
@@ -321,7 +383,7 @@ impl Shared {
                 let n_bytes = self.span(number, 1).end - number * BLOCK_BYTES;
                 let chunk = kept.ids.get(number).and_then(|id| kept.disk.get(BLOCK_DIGEST, &Want { id, n_bytes }));
                 match chunk {
-                    Some(chunk) => self.tell(leader, chunk.plain().clone(), Source::Disk),
+                    Some(chunk) => self.tell(leader, chunk.plain().clone(), Source::Disk, slot.as_deref()),
                     None => left.push(leader),
                 }
             }
@@ -331,7 +393,7 @@ impl Shared {
     }
 
     /// Asks for a stretch of blocks, and again while that fails in a way that can pass.
-    async fn fetch(self: Arc<Self>, stretch: Vec<BlockLeader>, deadline: Instant) {
+    async fn fetch(self: Arc<Self>, stretch: Vec<BlockLeader>, deadline: Instant, slot: Option<Arc<Slot>>) {
         let first = stretch.first().map_or(0, Leader::key);
         let span = self.span(first, stretch.len() as u64);
         let fetched = self.fetch_span(span.clone(), deadline).await;
@@ -345,7 +407,12 @@ impl Shared {
             }
         };
         self.report.fetched_bytes.add(bytes.len() as u64);
+        if let Some(slot) = &slot {
+            slot.fetched(bytes.len() as u64);
+        }
+        let into_memory = slot.as_ref().is_none_or(|slot| slot.into_memory);
         let mut to_keep = Vec::with_capacity(stretch.len());
+        let mut untold = Vec::new();
         for leader in stretch {
             let number = leader.key();
             let start = (number * BLOCK_BYTES - span.start) as usize;
@@ -353,11 +420,19 @@ impl Shared {
             // A copy, so that a block in memory does not hold its whole stretch.
             let block = Bytes::copy_from_slice(&bytes[start..end]);
             to_keep.push((number, block.clone()));
-            self.tell(leader, block, Source::Store);
+            match into_memory {
+                true => self.tell(leader, block, Source::Store, slot.as_deref()),
+                // Kept before anyone is told: where else would they find it?
+                false => untold.push((leader, block)),
+            }
         }
         if self.kept.is_some() {
-            let kept = tokio::task::spawn_blocking(move || self.keep(to_keep));
+            let shared = Arc::clone(&self);
+            let kept = tokio::task::spawn_blocking(move || shared.keep(to_keep));
             drop(kept.await);
+        }
+        for (leader, block) in untold {
+            self.tell(leader, block, Source::Store, slot.as_deref());
         }
     }
 
@@ -401,11 +476,20 @@ impl Shared {
         }
     }
 
-    /// Puts a block into memory and tells who waits for it.
-    fn tell(&self, leader: BlockLeader, block: Bytes, source: Source) {
-        let evicted = self.lock().push((self.file_id, leader.key()), block.clone());
-        self.report.n_evicted.add(u64::from(evicted.is_some()));
+    /// Puts a block into memory, unless it is for later, and tells who waits for it.
+    fn tell(&self, leader: BlockLeader, block: Bytes, source: Source, slot: Option<&Slot>) {
+        if slot.is_none_or(|slot| slot.into_memory) {
+            self.remember(leader.key(), block.clone());
+        }
+        if let Some(slot) = slot {
+            slot.arrived(block.len() as u64);
+        }
         leader.tell(Ok((block, source)));
+    }
+
+    fn remember(&self, number: u64, block: Bytes) {
+        let evicted = self.lock().push((self.file_id, number), block);
+        self.report.n_evicted.add(u64::from(evicted.is_some()));
     }
 
     fn keep(&self, blocks: Vec<(u64, Bytes)>) {
@@ -445,6 +529,10 @@ impl Shared {
 
     fn config(&self) -> CacheConfig {
         *self.config.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_in_memory(&self, number: u64) -> bool {
+        self.lock().contains(&(self.file_id, number))
     }
 
     fn in_memory(&self, number: u64) -> Option<Bytes> {

@@ -11,8 +11,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::runtime::Handle;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use super::background::Slot;
 use super::budget::Share;
 use super::source::Source;
 use super::{BATCH_CHUNKS, ChunkLeader, GetError, Got, Shared, Want};
@@ -69,8 +71,32 @@ struct Decoded {
     store: String,
 }
 
-/// What a batch holds until it is done: its share of the in-flight budget.
-type Permit = Arc<Share>;
+/// What a batch holds until it is done: its share of the in-flight budget, and the room that it was let in to if nobody waits for it.
+pub(super) type Permit = Arc<Held>;
+
+#[derive(Debug)]
+pub(super) struct Held {
+    slot: Option<Arc<Slot>>,
+    _budget: Share,
+}
+
+impl Held {
+    fn into_memory(&self) -> bool {
+        self.slot.as_ref().is_none_or(|slot| slot.into_memory)
+    }
+
+    fn fetched(&self, n_bytes: u64) {
+        if let Some(slot) = &self.slot {
+            slot.fetched(n_bytes);
+        }
+    }
+
+    fn arrived(&self, chunk: &Chunk) {
+        if let Some(slot) = &self.slot {
+            slot.arrived(chunk.plain().len() as u64);
+        }
+    }
+}
 
 /// The most a stored form of so many plain bytes can have: no codec makes its input longer by more than a fraction of this. A file that
 /// is longer is not that chunk, and not worth the memory to find out.
@@ -78,8 +104,9 @@ fn max_stored_bytes(n_bytes: u64) -> u64 {
     n_bytes + n_bytes / 4 + (64 << 10)
 }
 
-/// Starts to fetch some chunks, in batches of even size, in tasks of their own.
-pub(super) fn start(shared: &Arc<Shared>, digest: Digest, leaders: Vec<(ChunkLeader, u64)>) {
+/// Starts to fetch some chunks, in batches of even size, in tasks of their own. `slot` is what they were let in to, if nobody waits.
+pub(super) fn start(shared: &Arc<Shared>, digest: Digest, leaders: Vec<(ChunkLeader, u64)>, slot: Option<Slot>) {
+    let slot = slot.map(Arc::new);
     let config = shared.config();
     let deadline = Instant::now() + config.fetch_timeout;
     // Half of the budget at the most, so that two batches of large chunks can be in flight.
@@ -90,22 +117,23 @@ pub(super) fn start(shared: &Arc<Shared>, digest: Digest, leaders: Vec<(ChunkLea
     let mut batch_bytes = 0;
     for (leader, n_bytes) in leaders {
         if !batch.is_empty() && (batch.len() == even_size || batch_bytes + n_bytes > max_bytes) {
-            start_batch(shared, digest, std::mem::replace(&mut batch, Vec::with_capacity(even_size)), batch_bytes);
+            let full = std::mem::replace(&mut batch, Vec::with_capacity(even_size));
+            start_batch(shared, digest, full, batch_bytes, slot.clone());
             batch_bytes = 0;
         }
         batch_bytes += n_bytes;
         batch.push(Task { leader, n_bytes, deadline, avoid: Vec::new(), n_bad: 0, last_bad: None });
     }
     if !batch.is_empty() {
-        start_batch(shared, digest, batch, batch_bytes);
+        start_batch(shared, digest, batch, batch_bytes, slot);
     }
 }
 
-fn start_batch(shared: &Arc<Shared>, digest: Digest, batch: Vec<Task>, n_bytes: u64) {
+fn start_batch(shared: &Arc<Shared>, digest: Digest, batch: Vec<Task>, n_bytes: u64, slot: Option<Arc<Slot>>) {
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         // The permit is held until the chunks are in memory and on disk, where the tiers' own limits take over.
-        let permit = Arc::new(shared.budget.take(n_bytes).await);
+        let permit = Arc::new(Held { slot, _budget: shared.budget.take(n_bytes).await });
         let is_at_hand = shared.disk.is_some() || shared.store().blocking().is_some();
         let batch = if is_at_hand { at_hand(&shared, digest, batch, &permit).await } else { batch };
         if !batch.is_empty() {
@@ -116,14 +144,17 @@ fn start_batch(shared: &Arc<Shared>, digest: Digest, batch: Vec<Task>, n_bytes: 
 
 /// Takes what the disk tier and a store of local files have, on one blocking thread; gives back what is left to ask for.
 async fn at_hand(shared: &Arc<Shared>, digest: Digest, batch: Vec<Task>, permit: &Permit) -> Vec<Task> {
-    let Ok(worker) = Arc::clone(&shared.workers).acquire_owned().await else { return Vec::new() };
+    let Some(worker) = worker(shared, permit).await else { return Vec::new() };
     let (shared, permit) = (Arc::clone(shared), Arc::clone(permit));
     let work = tokio::task::spawn_blocking(move || {
         let mut left = Vec::new();
         for task in batch {
             match shared.disk.as_ref().and_then(|disk| disk.get(digest, &task.want())) {
                 Some(chunk) => {
-                    shared.report.n_evicted.add(shared.memory.insert(chunk.clone()));
+                    if permit.into_memory() {
+                        shared.report.n_evicted.add(shared.memory.insert(chunk.clone()));
+                    }
+                    permit.arrived(&chunk);
                     task.tell(Ok((chunk, Source::Disk)));
                 }
                 None => left.push(task),
@@ -144,6 +175,15 @@ async fn at_hand(shared: &Arc<Shared>, digest: Digest, batch: Vec<Task>, permit:
     work.await.unwrap_or_default()
 }
 
+/// A blocking thread's permit. What nobody waits for has a share of them only, so that it is never ahead of a reader by more than that.
+async fn worker(shared: &Shared, permit: &Permit) -> Option<(Option<OwnedSemaphorePermit>, OwnedSemaphorePermit)> {
+    let share = match permit.slot {
+        Some(_) => Some(Arc::clone(&shared.lanes.workers).acquire_owned().await.ok()?),
+        None => None,
+    };
+    Some((share, Arc::clone(&shared.workers).acquire_owned().await.ok()?))
+}
+
 /// Asks for all chunks of a batch at once; decodes and verifies together what is there.
 async fn over_network(shared: &Arc<Shared>, digest: Digest, batch: Vec<Task>, permit: &Permit) {
     let fetches: FuturesUnordered<_> = batch
@@ -155,7 +195,7 @@ async fn over_network(shared: &Arc<Shared>, digest: Digest, batch: Vec<Task>, pe
         .collect();
     let mut arrivals = fetches.ready_chunks(BATCH_CHUNKS);
     while let Some(arrived) = arrivals.next().await {
-        let Ok(worker) = Arc::clone(&shared.workers).acquire_owned().await else { return };
+        let Some(worker) = worker(shared, permit).await else { return };
         let (shared, permit) = (Arc::clone(shared), Arc::clone(permit));
         tokio::task::spawn_blocking(move || {
             let mut decoded = Vec::with_capacity(arrived.len());
@@ -268,6 +308,7 @@ impl Shared {
         let failure = match fetched {
             Ok(Some(Fetched { stored, store })) => {
                 self.report.fetched_bytes.add(stored.bytes.len() as u64);
+                permit.fetched(stored.bytes.len() as u64);
                 match codec::decode(stored.form, &stored.bytes, task.n_bytes) {
                     Ok(plain) => return Some(Decoded { task, plain, stored, store }),
                     Err(error) => {
@@ -290,7 +331,8 @@ impl Shared {
         None
     }
 
-    /// Verifies a batch together, puts what is right into memory, tells the followers, and then keeps it on disk.
+    /// Verifies a batch together, puts what is right into memory, tells the followers, and then keeps it on disk. What does not go into
+    /// memory is kept before anyone is told: where else would they find it?
     fn verify_and_tell(self: &Arc<Self>, digest: Digest, decoded: Vec<Decoded>, permit: &Permit) {
         let claimed = decoded.iter().map(|decoded| (decoded.task.id(), decoded.plain.clone())).collect();
         let mut to_keep = Vec::new();
@@ -298,19 +340,29 @@ impl Shared {
             let Decoded { task, stored, store, .. } = decoded;
             match verified {
                 Ok(chunk) => {
-                    self.report.n_evicted.add(self.memory.insert(chunk.clone()));
                     if let Some(bad) = &task.last_bad {
                         tracing::warn!("{bad}; fetched again, and right now");
                     }
-                    task.tell(Ok((chunk.clone(), Source::Store)));
-                    to_keep.push((chunk, stored, store));
+                    permit.arrived(&chunk);
+                    let untold = match permit.into_memory() {
+                        true => {
+                            self.report.n_evicted.add(self.memory.insert(chunk.clone()));
+                            task.tell(Ok((chunk.clone(), Source::Store)));
+                            None
+                        }
+                        false => Some(task),
+                    };
+                    to_keep.push((chunk, stored, store, untold));
                 }
                 Err(mismatch) => self.bad(digest, task, store, &mismatch.to_string(), permit),
             }
         }
-        for (chunk, stored, store) in to_keep {
+        for (chunk, stored, store, untold) in to_keep {
             if let Some(disk) = &self.disk {
                 disk.keep(&chunk, Some(&stored));
+            }
+            if let Some(task) = untold {
+                task.tell(Ok((chunk.clone(), Source::Store)));
             }
             if let Some(keeper) = &self.keeper {
                 keeper.keep(chunk, stored, &store, permit);

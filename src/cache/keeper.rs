@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use super::budget::Share;
+use super::fetch::Permit;
 use crate::chunk::Chunk;
 use crate::chunk::codec::{self, Form};
 use crate::digest::ChunkId;
@@ -48,7 +48,7 @@ impl Keeper {
 
     /// Starts to write a chunk that came from the store called `from`. The permit is held until it is written, so that a slow cache slows
     /// the fetching and not the growth of memory. Must be called on a thread of a runtime.
-    pub(super) fn keep(self: &Arc<Self>, chunk: Chunk, stored: Stored, from: &str, permit: &Arc<Share>) {
+    pub(super) fn keep(self: &Arc<Self>, chunk: Chunk, stored: Stored, from: &str, permit: &Permit) {
         let store = self.store();
         if from == store.name() || self.rests_until().is_some_and(|until| Instant::now() < until) {
             return;

@@ -4,12 +4,15 @@
 //! * [`blocks`] does for a plain file of a store what the rest does for chunks.
 //! * [`budget`] bounds the bytes in flight; [`source`] tells where bytes came from, [`touched`] what was read.
 //! * `inflight` makes concurrent askers of one chunk share one fetch.
+//! * [`background`] lets fetches in that nobody waits for yet; [`ahead`] knows who reads where, and what to read ahead of them.
 //! * [`Cache`] puts them together: what is missing is fetched in small batches that run side by side; each batch is decoded
 //!   and verified together on a blocking thread.
 //!
 //! Invariants: bytes leave only as a [`Chunk`], so verified; every fetch ends by its deadline; a fetch goes on when its asker goes
 //! away, so that the work is not lost; what is in memory and in flight stays within the memory budget.
 
+pub mod ahead;
+pub mod background;
 pub mod blocks;
 pub mod budget;
 pub mod disk;
@@ -20,7 +23,9 @@ pub mod memory;
 pub mod source;
 pub mod touched;
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::fmt::Debug;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -32,6 +37,8 @@ use crate::digest::{ChunkId, Digest};
 use crate::report::Report;
 use crate::store::latency::Latencies;
 use crate::store::{Store, StoreError};
+use ahead::AheadBudget;
+use background::{Lanes, Purpose};
 use budget::{Budget, BudgetUse};
 use disk::DiskTier;
 use inflight::{Abandoned, Inflight, Leader, Role};
@@ -148,10 +155,18 @@ pub struct Tiers {
     pub keeper: Option<Arc<Keeper>>,
 }
 
-/// The cache of one or more blobs over one store; one [beside](Cache::beside) it has another store and the same limits.
+/// Somebody who wants to know which chunks readers touch, in memory or not.
+pub trait Touches: Debug + Send + Sync {
+    /// A reader touches a chunk. Called for every read, so it has to be quick, and must not wait.
+    fn touched(&self, id: ChunkId);
+}
+
+/// The cache of one or more blobs over one store, as it is used for some purpose; one [beside](Cache::beside) it has another store and the
+/// same limits.
 #[derive(Debug, Clone)]
 pub struct Cache {
     shared: Arc<Shared>,
+    purpose: Purpose,
 }
 
 /// What all users of a cache and its fetches share.
@@ -173,6 +188,11 @@ struct Shared {
     requests: Arc<Semaphore>,
     /// Of requests to such a store; never held over I/O or await.
     latencies: Mutex<Latencies>,
+    /// What is fetched without anyone waiting.
+    lanes: Arc<Lanes>,
+    /// What may be read ahead of readers; nothing when it is not set.
+    ahead: OnceLock<Arc<AheadBudget>>,
+    touches: OnceLock<Arc<dyn Touches>>,
     report: Arc<Report>,
 }
 
@@ -196,9 +216,33 @@ impl Cache {
             workers: Arc::new(Semaphore::new(BATCHES_PER_CORE * n_cores)),
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             latencies: Mutex::default(),
+            lanes: Arc::new(Lanes::new(config.inflight_bytes, BATCHES_PER_CORE * n_cores, Arc::clone(&report))),
+            ahead: OnceLock::new(),
+            touches: OnceLock::new(),
             report,
         };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Arc::new(shared), purpose: Purpose::Reader }
+    }
+
+    /// The same cache for another purpose.
+    pub fn for_purpose(&self, purpose: Purpose) -> Self {
+        Self { shared: Arc::clone(&self.shared), purpose }
+    }
+
+    /// Sets what may be read ahead of those who read blobs over this cache; once, and before the blobs are made.
+    pub fn set_ahead(&self, budget: Arc<AheadBudget>) {
+        // Set twice, the first one holds.
+        let _ = self.shared.ahead.set(budget);
+    }
+
+    /// What may be read ahead.
+    pub fn ahead(&self) -> Option<&Arc<AheadBudget>> {
+        self.shared.ahead.get()
+    }
+
+    /// Tells somebody from now on what readers touch; only the first who wants it is told.
+    pub fn set_touches(&self, touches: Arc<dyn Touches>) {
+        let _ = self.shared.touches.set(touches);
     }
 
     /// A cache over another store with the same tiers, limits and counters as this one: what either has got serves both. What is in
@@ -216,14 +260,20 @@ impl Cache {
             workers: Arc::clone(&own.workers),
             requests: Arc::clone(&own.requests),
             latencies: Mutex::default(),
+            lanes: Arc::clone(&own.lanes),
+            ahead: own.ahead.clone(),
+            touches: own.touches.clone(),
             report: Arc::clone(&own.report),
         };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Arc::new(shared), purpose: self.purpose.clone() }
     }
 
     /// The chunk, if it is in memory and as long as the index says.
     pub fn peek(&self, want: &Want) -> Option<Chunk> {
         let chunk = self.shared.memory.get(&want.id)?;
+        if let Some(touches) = self.shared.touches.get() {
+            touches.touched(want.id);
+        }
         self.shared.report.n_memory_hits.add(1);
         (chunk.plain().len() as u64 == want.n_bytes).then_some(chunk)
     }
@@ -239,55 +289,125 @@ impl Cache {
         wants: &[Want],
         mut take: impl FnMut(usize, Chunk) + Send,
     ) -> Result<(), GetError> {
-        let mut leaders = Vec::new();
+        self.gather(digest, wants, |want_idx, got| got.map(|chunk| take(want_idx, chunk))).await
+    }
+
+    /// Gets some chunks and tells of each whether it could be had, without holding any of them.
+    pub async fn get_each(&self, digest: Digest, wants: &[Want]) -> Vec<Result<(), GetError>> {
+        let mut outcomes = vec![Err(GetError::Abandoned); wants.len()];
+        let gathered = self.gather(digest, wants, |want_idx, got| {
+            outcomes[want_idx] = got.map(drop);
+            Ok(())
+        });
+        if let Err(late) = gathered.await {
+            for outcome in outcomes.iter_mut().filter(|outcome| **outcome == Err(GetError::Abandoned)) {
+                *outcome = Err(late.clone());
+            }
+        }
+        outcomes
+    }
+
+    /// Gets some chunks and hands the outcome of each to `take`, until that fails, or the deadline is there.
+    async fn gather(
+        &self,
+        digest: Digest,
+        wants: &[Want],
+        mut take: impl FnMut(usize, Result<Chunk, GetError>) -> Result<(), GetError> + Send,
+    ) -> Result<(), GetError> {
+        let shared = &self.shared;
+        let is_reader = !self.purpose.is_background();
+        if let (true, Some(touches)) = (is_reader, shared.touches.get()) {
+            wants.iter().for_each(|want| touches.touched(want.id));
+        }
         let mut followers = FuturesUnordered::new();
-        let mut hand_over =
-            |want_idx: usize, chunk| checked(&wants[want_idx], chunk).map(|chunk| take(want_idx, chunk));
+        let mut hand_over = |want_idx: usize, got: Result<Chunk, GetError>| {
+            take(want_idx, got.and_then(|chunk| checked(&wants[want_idx], chunk)))
+        };
         // A failure is kept until the fetches have been started: others may already follow them.
         let mut failure = Ok(());
         let mut is_waiting = vec![false; wants.len()];
-        for (want_idx, want) in wants.iter().enumerate() {
-            if let Some(chunk) = self.shared.memory.get(&want.id) {
-                self.shared.report.n_memory_hits.add(1);
-                failure = failure.and(hand_over(want_idx, chunk));
-                continue;
-            }
-            let follower = match self.shared.inflight.join(want.id, || self.shared.from_memory(&want.id)) {
-                Role::Arrived((chunk, _)) => {
-                    self.shared.report.n_memory_hits.add(1);
-                    failure = failure.and(hand_over(want_idx, chunk));
+        let mut start = 0;
+        while start < wants.len() {
+            // A reader's chunks all at once, what is fetched in the background as it is let in.
+            let group = if is_reader { 0..wants.len() } else { self.group(wants, start) };
+            start = group.end;
+            let mut leaders = Vec::new();
+            let slot = match is_reader || group.clone().all(|i| shared.memory.get(&wants[i].id).is_some()) {
+                true => None,
+                false => {
+                    let n_bytes = wants[group.clone()].iter().map(|want| want.n_bytes).sum();
+                    shared.lanes.enter(&self.purpose, group.len(), n_bytes).await
+                }
+            };
+            for want_idx in group {
+                let want = &wants[want_idx];
+                if let Some(chunk) = shared.memory.get(&want.id) {
+                    shared.report.n_memory_hits.add(u64::from(is_reader));
+                    failure = failure.and(hand_over(want_idx, Ok(chunk)));
                     continue;
                 }
-                Role::Leader(leader, follower) => {
-                    leaders.push((leader, want.n_bytes));
-                    follower
-                }
-                Role::Follower(follower) => follower,
-            };
-            self.shared.report.n_memory_misses.add(1);
-            is_waiting[want_idx] = true;
-            followers.push(async move { (want_idx, follower.outcome().await) });
+                let follower = match shared.inflight.join(want.id, || shared.from_memory(&want.id)) {
+                    Role::Arrived((chunk, _)) => {
+                        shared.report.n_memory_hits.add(u64::from(is_reader));
+                        failure = failure.and(hand_over(want_idx, Ok(chunk)));
+                        continue;
+                    }
+                    Role::Leader(leader, follower) => {
+                        leaders.push((leader, want.n_bytes));
+                        follower
+                    }
+                    Role::Follower(follower) => follower,
+                };
+                shared.report.n_memory_misses.add(u64::from(is_reader));
+                is_waiting[want_idx] = true;
+                followers.push(async move { (want_idx, follower.outcome().await) });
+            }
+            fetch::start(shared, digest, leaders, slot);
         }
-        fetch::start(&self.shared, digest, leaders);
         failure?;
         if followers.is_empty() {
             return Ok(());
         }
+        let _waiting = is_reader.then(|| shared.lanes.wait());
         // One deadline for all, whatever a fetch waits for: a store of any kind, a worker, the budget. A little later than that of a
         // request to a store, so that a request that ends by its own is over when its readers hear of it.
-        let _waiting = self.shared.report.waiting_for_chunks.enter();
-        let timeout = self.shared.config().fetch_timeout;
+        let _waiting_now = is_reader.then(|| shared.report.waiting_for_chunks.enter());
+        let timeout = shared.config().fetch_timeout;
         let deadline = Instant::now() + timeout + timeout / 20;
         while let Ok(told) = tokio::time::timeout_at(deadline, followers.next()).await {
             let Some((want_idx, outcome)) = told else { return Ok(()) };
             is_waiting[want_idx] = false;
-            let (chunk, source) = outcome?;
-            source::note(source);
-            hand_over(want_idx, chunk)?;
+            let outcome = outcome.map(|(chunk, source)| {
+                source::note(source);
+                chunk
+            });
+            if let (true, Ok(chunk)) = (is_reader, &outcome)
+                && shared.memory.get(&chunk.id()).is_none()
+            {
+                // Fetched for later by somebody else, and now wanted.
+                shared.report.n_evicted.add(shared.memory.insert(chunk.clone()));
+            }
+            hand_over(want_idx, outcome)?;
         }
         let late_idx = is_waiting.iter().position(|is_waiting| *is_waiting).unwrap_or(0);
-        let stores = self.shared.store().name().to_owned();
+        let stores = shared.store().name().to_owned();
         Err(GetError::Deadline { id: wants[late_idx].id, stores, timeout })
+    }
+
+    /// The wants from `start` on that are let in together.
+    fn group(&self, wants: &[Want], start: usize) -> Range<usize> {
+        // No more than an eighth of what is in flight, so that several are.
+        let max_bytes = self.purpose.max_group_bytes().min(self.shared.config().inflight_bytes / 8);
+        let mut end = start + 1;
+        let mut n_bytes = wants[start].n_bytes;
+        while end < wants.len() && end - start < BATCH_CHUNKS {
+            n_bytes += wants[end].n_bytes;
+            if n_bytes > max_bytes {
+                break;
+            }
+            end += 1;
+        }
+        start..end
     }
 
     /// Gets one chunk.
@@ -370,6 +490,11 @@ impl Cache {
     /// The directory that keeps chunks, if there is one.
     pub fn disk(&self) -> Option<&Arc<DiskTier>> {
         self.shared.disk.as_ref()
+    }
+
+    /// Whether the stores are asked.
+    pub fn is_offline(&self) -> bool {
+        self.shared.config().is_offline
     }
 
     /// The counters this cache adds to.

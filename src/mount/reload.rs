@@ -171,9 +171,10 @@ fn together(before: &[Given], now: &[Given]) -> Vec<Given> {
 /// The old settings with what can change as the new ones have it.
 fn with_changeable(old: &MountConfig, new: MountConfig) -> MountConfig {
     let mut config = old.clone();
-    let cache = config.sources.cache.take();
+    // Where chunks are kept, and what an index must be, hold as long as the mount.
+    let (cache, trust) = (config.sources.cache.take(), std::mem::take(&mut config.sources.trust));
     config.sources = new.sources;
-    config.sources.cache = cache;
+    (config.sources.cache, config.sources.trust) = (cache, trust);
     config.config_file = new.config_file;
     config.store_file = new.store_file;
     config.memory_bytes = new.memory_bytes;

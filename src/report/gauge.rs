@@ -1,8 +1,8 @@
-//! A number that goes up and down: how many are inside of something now.
+//! A number that goes up and down: how many are inside of something now, or how much there is.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How many are inside now.
+/// How many are inside, or how much there is, now.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicU64);
 
@@ -11,6 +11,16 @@ impl Gauge {
     pub fn enter(&self) -> Inside<'_> {
         self.0.fetch_add(1, Ordering::Relaxed);
         Inside(self)
+    }
+
+    /// Adds to the number.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Takes from the number what was added before.
+    pub fn sub(&self, n: u64) {
+        self.0.fetch_sub(n, Ordering::Relaxed);
     }
 
     /// The number now.

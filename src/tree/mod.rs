@@ -274,7 +274,7 @@ impl Tree {
         }
         let start =
             payload.checked_add(offset).ok_or_else(|| TreeError::Damaged("a file ends past the archive".to_owned()))?;
-        Ok(self.blob.read_at(start, n_bytes as usize).await?)
+        Ok(self.blob.read_along(start, n_bytes as usize, payload.saturating_add(size)).await?)
     }
 
     /// A directory's table.

@@ -112,7 +112,7 @@ impl Volume for ImageVolume {
                 return Err(VolumeError::IsADirectory);
             }
             let n_bytes = shared.blob.size().saturating_sub(offset).min(u64::from(len));
-            Ok(shared.blob.read_at(offset, n_bytes as usize).await?)
+            Ok(shared.blob.read_along(offset, n_bytes as usize, shared.blob.size()).await?)
         })
     }
 

@@ -66,8 +66,12 @@ impl OpenError {
 /// How a memory budget is shared out. The parts add up to the whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// Chunks kept for the next read.
+    /// Chunks kept for the next read, among them those that are read ahead.
     pub memory_tier_bytes: u64,
+    /// Of these, the most that is read ahead of all readers.
+    pub ahead_bytes: u64,
+    /// The most that is read ahead of one reader; `None` for a share.
+    pub window_bytes: Option<u64>,
     /// Chunks being fetched and decoded.
     pub inflight_bytes: u64,
     /// Buffers of reads that span chunks.
@@ -83,6 +87,9 @@ impl MemoryPlan {
         let tree_bytes = usize::try_from(sixteenth).unwrap_or(usize::MAX);
         Self {
             memory_tier_bytes: budget_bytes - 8 * sixteenth,
+            // Half of the tier, so that what was read ahead is still there when its reader comes.
+            ahead_bytes: 4 * sixteenth,
+            window_bytes: None,
             inflight_bytes: 2 * sixteenth,
             reply_bytes: 2 * sixteenth,
             tree: TreeConfig {
@@ -223,7 +230,7 @@ pub async fn open_volume(
     if location.is_directory() {
         return collection::open(location, config, on_file, report).await;
     }
-    let plan = MemoryPlan::new(config.memory_bytes);
+    let plan = MemoryPlan { window_bytes: config.ahead.window_bytes, ..MemoryPlan::new(config.memory_bytes) };
     let fetch_timeout = fetch_timeout(config.io_timeout);
     let opened = open_blob(location, &config.sources, &plan, fetch_timeout, report).await?;
     let show = Show::new(&config.show);

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use super::open::{MemoryPlan, OpenError};
 use super::trust;
 use crate::blob::source::{IndexBytes, MAX_INDEX_BYTES};
+use crate::cache::ahead::AheadBudget;
 use crate::cache::blocks::{BlockRoom, Blocks, RemoteFile};
 use crate::cache::disk::{DiskConfig, DiskTier};
 use crate::cache::keeper::Keeper;
@@ -63,6 +64,7 @@ pub struct Sources {
     block_config: CacheConfig,
     tiers: Tiers,
     room: Arc<BlockRoom>,
+    ahead: Arc<AheadBudget>,
     report: Arc<Report>,
     kept: Mutex<Kept>,
 }
@@ -93,12 +95,14 @@ impl Sources {
             fetch_timeout,
             is_offline: config.offline,
         };
+        let ahead = Arc::new(AheadBudget::new(plan.ahead_bytes, plan.window_bytes, Arc::clone(report)));
         Self {
             config: Arc::new(config.clone()),
             cache_config,
             block_config: cache_config,
             tiers,
-            room: Arc::new(BlockRoom::new(&cache_config)),
+            room: Arc::new(BlockRoom::new(&cache_config, report)),
+            ahead,
             report: Arc::clone(report),
             kept: Mutex::default(),
         }
@@ -158,7 +162,11 @@ impl Sources {
         let mut kept = self.kept();
         let cache = match &kept.first {
             Some(first) => first.beside(store),
-            None => Cache::with_tiers(store, self.tiers.clone(), self.cache_config, Arc::clone(&self.report)),
+            None => {
+                let first = Cache::with_tiers(store, self.tiers.clone(), self.cache_config, Arc::clone(&self.report));
+                first.set_ahead(Arc::clone(&self.ahead));
+                first
+            }
         };
         kept.first.get_or_insert_with(|| cache.clone());
         if kept.caches.len() >= MAX_KEPT {
@@ -381,7 +389,7 @@ impl Sources {
         let remote = RemoteFile { files, file: name.to_owned(), key, name: shown, info };
         let (disk, report, room) = (self.tiers.disk.clone(), Arc::clone(&self.report), Arc::clone(&self.room));
         let blocks = Blocks::sharing(remote, disk, self.block_config, report, room);
-        Ok((blocks, mtime))
+        Ok((blocks.with_ahead(Arc::clone(&self.ahead)), mtime))
     }
 
     /// The first bytes of a file of a store.
@@ -434,6 +442,7 @@ impl Sources {
             block_config: self.block_config,
             tiers: self.tiers.clone(),
             room: Arc::clone(&self.room),
+            ahead: Arc::clone(&self.ahead),
             report: Arc::clone(&self.report),
             kept: Mutex::new(Kept { first, ..Kept::default() }),
         }
@@ -448,7 +457,7 @@ impl Sources {
         };
         self.cache_config.memory_bytes -= blocks.memory_bytes;
         self.cache_config.inflight_bytes -= blocks.inflight_bytes;
-        self.room = Arc::new(BlockRoom::new(&blocks));
+        self.room = Arc::new(BlockRoom::new(&blocks, &self.report));
         self.block_config = blocks;
     }
 

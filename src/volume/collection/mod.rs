@@ -106,7 +106,7 @@ pub async fn open(
     if config.keep.backing.as_ref().is_some_and(|file| file != "auto") {
         return Err(fail("backing=FILE is for one image, and this is a directory of them"));
     }
-    let mut plan = MemoryPlan::new(config.memory_bytes);
+    let mut plan = MemoryPlan { window_bytes: config.ahead.window_bytes, ..MemoryPlan::new(config.memory_bytes) };
     let index_bytes = config.memory_bytes / INDEX_SHARE;
     plan.memory_tier_bytes = plan.memory_tier_bytes.saturating_sub(index_bytes);
     // As for a single index: a fetch ends before the read that waits for it.
