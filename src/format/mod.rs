@@ -3,3 +3,4 @@
 pub mod catar;
 pub mod index;
 pub mod protocol;
+pub mod table;

@@ -41,6 +41,13 @@ impl<K: Hash + Eq, V: Clone> Bounded<K, V> {
         }
     }
 
+    /// Forgets everything.
+    pub(super) fn clear(&self) {
+        let mut state = self.lock();
+        state.values.clear();
+        state.n_bytes = 0;
+    }
+
     fn lock(&self) -> MutexGuard<'_, State<K, V>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -63,5 +70,8 @@ mod tests {
         bounded.put(99, 100, 10);
         bounded.put(1, 1, 10);
         assert_eq!((bounded.get(&99), bounded.get(&1)), (Some(100), Some(1)));
+        bounded.clear();
+        bounded.put(2, 2, 100);
+        assert_eq!((bounded.get(&99), bounded.get(&2)), (None, Some(2)));
     }
 }
