@@ -3,6 +3,7 @@
 //! * [`Volume`] is what the kernel can ask of a read-only filesystem.
 //! * [`tree`] serves a directory archive, [`image`] a blob as a file in a directory or as the mountpoint itself.
 //! * [`open`] puts store, cache, blob and tree together for what a user names; [`live`] is what they are while the volume is served.
+//! * [`table`] finds, keeps and makes the metadata table of a tree.
 //! * [`VolumeError`] carries its errno and the numbered site of every EIO.
 //!
 //! Invariants: a volume is immutable, so that the kernel may keep what it learns for ever; a future that finds all it needs in
@@ -13,6 +14,7 @@ pub mod image;
 pub mod live;
 pub mod open;
 pub mod sources;
+pub mod table;
 pub mod tree;
 
 pub use error::{EioSite, VolumeError};

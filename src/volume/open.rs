@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::image::{ImageConfig, ImageVolume};
 use super::sources::Sources;
+use super::table::{self, TablePlaces};
 use super::tree::TreeVolume;
 use super::{Live, LiveVolume, Owners, Part, Volume};
 use crate::blob::{Blob, ChunkedBlob, FileBlob};
@@ -71,6 +72,8 @@ pub struct MemoryPlan {
     pub reply_bytes: u64,
     /// Parsed directories and files.
     pub tree: TreeConfig,
+    /// The same of the walk that makes a metadata table.
+    pub build: TreeConfig,
 }
 
 impl MemoryPlan {
@@ -79,7 +82,7 @@ impl MemoryPlan {
         let sixteenth = budget_bytes / 16;
         let tree_bytes = usize::try_from(sixteenth).unwrap_or(usize::MAX);
         Self {
-            memory_tier_bytes: budget_bytes - 8 * sixteenth,
+            memory_tier_bytes: budget_bytes - 9 * sixteenth,
             inflight_bytes: 2 * sixteenth,
             reply_bytes: 2 * sixteenth,
             tree: TreeConfig {
@@ -87,6 +90,12 @@ impl MemoryPlan {
                 table_bytes: tree_bytes,
                 listing_bytes: tree_bytes,
                 pinned_bytes: sixteenth,
+            },
+            build: TreeConfig {
+                node_bytes: tree_bytes / 8,
+                table_bytes: tree_bytes / 8,
+                listing_bytes: tree_bytes / 4,
+                pinned_bytes: sixteenth / 2,
             },
         }
     }
@@ -103,6 +112,8 @@ pub struct Opened {
     pub location: FileLocation,
     /// The file's modification time.
     pub mtime: SystemTime,
+    /// Where its metadata table may lie.
+    pub tables: TablePlaces,
 }
 
 /// Opens an index or archive for reading.
@@ -119,6 +130,7 @@ pub async fn open_blob(
     let shown = location.to_string();
     let fail = |why: &dyn ToString| OpenError::new(&shown, why.to_string());
     let sources = Sources::open(sources, plan, fetch_timeout, report)?;
+    let tables = sources.table_places(location)?;
     let claimed = SpecKind::by_suffix(location.file_name());
     let kind = match location {
         FileLocation::Local(path) => kind_of(&local_head(path).map_err(|error| fail(&error))?),
@@ -150,7 +162,7 @@ pub async fn open_blob(
                     (Blob::File(blob), mtime.unwrap_or(SystemTime::UNIX_EPOCH))
                 }
             };
-            return Ok(Opened { kind: SpecKind::Archive, blob, location: location.clone(), mtime });
+            return Ok(Opened { kind: SpecKind::Archive, blob, location: location.clone(), mtime, tables });
         }
         (Kind::Other, None) => {
             return Err(fail(&"it is neither an index (.caibx, .caidx) nor an archive (.catar)"));
@@ -167,7 +179,7 @@ pub async fn open_blob(
         None if suggests_archive || begins_with_archive(&blob).await => SpecKind::ArchiveIndex,
         None => SpecKind::BlobIndex,
     };
-    Ok(Opened { kind, blob, location: location.clone(), mtime })
+    Ok(Opened { kind, blob, location: location.clone(), mtime, tables })
 }
 
 /// The first bytes of a local file.
@@ -190,7 +202,9 @@ pub async fn open_tree(opened: Opened, plan: &MemoryPlan) -> Result<Tree, OpenEr
     if opened.kind == SpecKind::BlobIndex {
         return Err(OpenError::new(&shown, "it is the index of a blob, not of a directory tree"));
     }
-    Tree::open(opened.blob, plan.tree).await.map_err(|error| OpenError::new(&shown, error))
+    let tree = Tree::open(opened.blob, plan.tree).await.map_err(|error| OpenError::new(&shown, error))?;
+    table::attach_at_hand(&tree, &opened.tables, opened.mtime).await;
+    Ok(tree)
 }
 
 /// Opens what a mount serves. With `on_file`, the mountpoint is a regular file and becomes the image.
@@ -206,7 +220,8 @@ pub async fn open_volume(
     let plan = MemoryPlan::new(config.memory_bytes);
     // A fetch ends before the read that waits for it, so that the read is answered with the fetch's own reason.
     let fetch_timeout = config.io_timeout.mul_f64(0.9);
-    let opened = open_blob(location, &config.sources, &plan, fetch_timeout, report).await?;
+    let mut opened = open_blob(location, &config.sources, &plan, fetch_timeout, report).await?;
+    opened.tables.obey(&config.keep, &config.trust);
     let owners = Owners { uid: config.show.uid, gid: config.show.gid };
     let source = location.to_string();
     let live = Arc::new(Live::new(location.clone(), config.clone(), Arc::clone(report)));
@@ -225,7 +240,9 @@ pub async fn open_volume(
         let volume = Arc::new(ImageVolume::new(opened.blob, image, Arc::clone(report)));
         return Ok(LiveVolume { volume, live });
     }
+    let (tables, mtime) = (opened.tables.clone(), opened.mtime);
     let tree = Arc::new(open_tree(opened, &plan).await?);
+    table::background::start(&tree, tables, mtime, &plan);
     live.add(part(Some(Arc::clone(&tree))));
     let volume = TreeVolume::new(tree, owners, source, Arc::clone(report));
     if (volume.root_kind() == super::FileKind::Directory) == on_file {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::open::{MemoryPlan, OpenError};
+use super::table::TablePlaces;
 use crate::blob::source::{IndexBytes, MAX_INDEX_BYTES};
 use crate::cache::blocks::{Blocks, RemoteFile};
 use crate::cache::disk::{DiskConfig, DiskTier};
@@ -239,6 +240,20 @@ impl<'a> Sources<'a> {
         let remote = RemoteFile { files, file: name.to_owned(), key, name: shown, info };
         let blocks = Blocks::new(remote, self.tiers.disk.clone(), self.cache_config, Arc::clone(&self.report));
         Ok((blocks, mtime))
+    }
+
+    /// Where the metadata table of what lies at a location may be.
+    ///
+    /// # Errors
+    /// The options of its store cannot be found.
+    pub fn table_places(&self, location: &FileLocation) -> Result<TablePlaces, OpenError> {
+        let options = match location {
+            FileLocation::Remote { directory_text, .. } => {
+                Some(self.resolve(directory_text)?.first().map(|spec| spec.options.clone()).unwrap_or_default())
+            }
+            FileLocation::Local(_) | FileLocation::Stdio => None,
+        };
+        Ok(TablePlaces::new(self.tiers.disk.clone(), location, options, self.config.offline))
     }
 
     /// The first bytes of a file of a store.

@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
 use super::workplace::Workplace;
-use super::{BLOCK_BYTES, DiskTier, Inner, occupied, open_shared, open_to_read};
+use super::{DiskTier, Inner, occupied, open_shared, open_to_read};
 use crate::digest::Digest;
 
 /// Bytes that are added to the total at once.
@@ -213,7 +213,7 @@ impl Drop for GrowingFile {
 mod tests {
     use std::io::Read;
 
-    use super::super::DiskConfig;
+    use super::super::{BLOCK_BYTES, DiskConfig};
     use super::*;
 
     fn tier(path: &Path, quota_bytes: u64) -> Arc<DiskTier> {

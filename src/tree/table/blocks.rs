@@ -85,6 +85,10 @@ impl Blocks {
         Ok(Self { file, tail, kept: Bounded::new(kept_bytes) })
     }
 
+    pub(super) fn file(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
     pub(super) fn reader(&self, wait: Wait) -> Reader<'_> {
         let loads_left = if wait == Wait::Never { MAX_LOADS_AT_ONCE } else { usize::MAX };
         Reader { blocks: self, wait, loads_left, at_hand: [const { None }; N_AT_HAND], next: 0 }

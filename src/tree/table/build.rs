@@ -21,9 +21,6 @@ const WINDOW_RECORDS: u32 = 1024;
 /// Directories whose ends are fetched together before they are listed one after the other, so that a far store is not asked one by one.
 const DIRECTORIES_AHEAD: usize = 16;
 
-/// Bytes of chunks fetched together for that.
-const AHEAD_BYTES: u64 = 4 << 20;
-
 /// Why no table was made.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
@@ -202,7 +199,7 @@ async fn fetch_ends(tree: &Tree, waiting: &VecDeque<(Arc<Node>, u64)>) {
     let ends: Vec<u64> = ends.collect();
     if ends.len() > 1 {
         // What cannot be had is an error when it is read.
-        drop(tree.blob().pin(&ends, AHEAD_BYTES).await);
+        drop(tree.blob().pin(&ends, tree.pinned_bytes).await);
     }
 }
 

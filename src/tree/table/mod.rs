@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use super::list::Child;
 use super::{Content, Node};
-use crate::format::table::Binding;
+use crate::format::table::{Binding, TAIL_BYTES, Tail};
 use blocks::{Blocks, Fault, Wait};
 use view::View;
 
@@ -65,6 +65,15 @@ impl Table {
     /// How many files it has, the root among them.
     pub fn n_nodes(&self) -> u64 {
         self.blocks.tail.n_nodes
+    }
+
+    /// The same table, of which so many bytes are kept in memory.
+    ///
+    /// # Errors
+    /// It cannot be read any more.
+    pub fn with_kept_bytes(&self, kept_bytes: usize) -> Result<Self, TableFault> {
+        let file = self.blocks.file().map_err(|error| TableFault(error.to_string()))?;
+        Self::open(file, kept_bytes)
     }
 
     /// The root.
@@ -126,6 +135,14 @@ impl Table {
             Err(_) => Err(TableFault("it was given up".to_owned())),
         }
     }
+}
+
+/// Reads the tail of a table that is `file_bytes` long.
+///
+/// # Errors
+/// It is none.
+pub fn parse_tail(bytes: &[u8; TAIL_BYTES], file_bytes: u64) -> Result<Tail, TableFault> {
+    Tail::parse(bytes, file_bytes, blocks::tail_checksum).map_err(|error| TableFault(error.0.to_owned()))
 }
 
 /// Whether a table's root is the one that the archive has.

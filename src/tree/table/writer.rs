@@ -28,7 +28,7 @@ const MAX_REMEMBERED: usize = 16 << 10;
 /// The compression of blocks: as fast as the disk, and a table is a fifth of its content already.
 const LEVEL: i32 = 3;
 
-/// Asked before the plain file or the table grows by so many bytes.
+/// Asked before the plain file grows by so many bytes.
 pub type Room = Box<dyn FnMut(u64) -> io::Result<()> + Send>;
 
 /// Makes a table.
@@ -203,7 +203,6 @@ impl Writer {
         let content_bytes = self.pending_at;
         let (mut at, mut refs) = (MAGIC.len() as u64, Vec::new());
         let mut tail = Tail { binding, content_bytes, n_nodes: self.n_nodes, root_at, refs_at: 0 };
-        (self.room)(MAGIC.len() as u64)?;
         out.write_all(MAGIC)?;
         let mut block = vec![0; BLOCK_BYTES];
         for block_idx in 0..tail.n_blocks() {
@@ -211,7 +210,6 @@ impl Writer {
             self.plain.read_exact_at(plain, block_idx * BLOCK_BYTES as u64)?;
             let packed = codec::encode(plain, LEVEL);
             let stored = if packed.len() < plain.len() { packed.as_slice() } else { &*plain };
-            (self.room)(stored.len() as u64)?;
             out.write_all(stored)?;
             let checksum = block_checksum(&tail.binding.digest, block_idx, plain);
             // A block has 32 KiB at the most.
@@ -220,7 +218,6 @@ impl Writer {
         }
         tail.refs_at = at;
         let end = tail.to_bytes(tail_checksum);
-        (self.room)((refs.len() + end.len()) as u64)?;
         out.write_all(&refs)?;
         out.write_all(&end)
     }
