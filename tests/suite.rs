@@ -24,4 +24,5 @@ mod remote;
 mod serve;
 mod store;
 mod support;
+mod table;
 mod volume;

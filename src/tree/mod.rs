@@ -147,10 +147,11 @@ impl Tree {
     /// # Errors
     /// There is none, or the archive cannot be read there.
     pub async fn node(&self, ino: u64) -> Result<Arc<Node>, TreeError> {
-        self.touch();
         if ino == ROOT_INO {
+            // Known without asking anybody, and so no use that others would have to wait for.
             return Ok(self.table().map_or_else(|| Arc::clone(&self.root), |table| Arc::clone(&table.root)));
         }
+        self.touch();
         if let Some(node) = self.nodes.get(&ino) {
             return Ok(node);
         }

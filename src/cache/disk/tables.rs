@@ -141,6 +141,7 @@ impl GrowingFile {
     pub fn grow(&mut self, n_bytes: u64) -> io::Result<()> {
         self.written_bytes += n_bytes;
         let no_room = || io::Error::new(io::ErrorKind::StorageFull, "there is no room in the cache");
+        self.inner.space.refresh(self.inner.state.peek().map_or(0, |state| state.total_bytes))?;
         if self.written_bytes > self.inner.space.quota_bytes() / SHARE_OF_QUOTA {
             return Err(no_room());
         }

@@ -67,6 +67,11 @@ impl Table {
         self.blocks.tail.n_nodes
     }
 
+    /// Of how many blocks its content is.
+    pub fn n_blocks(&self) -> u64 {
+        self.blocks.tail.n_blocks()
+    }
+
     /// The same table, of which so many bytes are kept in memory.
     ///
     /// # Errors

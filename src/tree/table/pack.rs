@@ -64,6 +64,14 @@ impl TablePacker {
         Ok(())
     }
 
+    /// Writes all that it holds back to the plain file.
+    ///
+    /// # Errors
+    /// The table cannot be written.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+
     /// Makes the table, when the archive is complete.
     ///
     /// # Errors

@@ -73,7 +73,7 @@ impl Writer {
         self.pending_at + self.pending.len() as u64
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    pub(super) fn flush(&mut self) -> io::Result<()> {
         (self.room)(self.pending.len() as u64)?;
         self.plain.write_all_at(&self.pending, self.pending_at)?;
         self.pending_at += self.pending.len() as u64;
