@@ -116,6 +116,7 @@ const VERBS: [(&str, Names, &[Names]); 14] = [
                 "--without",
                 "-x, --one-file-system",
                 "--no-time",
+                "--metadata-table",
                 "--print-stats",
             ],
         ],

@@ -215,7 +215,7 @@ fn everything_is_the_same_with_and_without_a_table_and_nothing_is_fetched() {
 fn a_switch_while_a_directory_is_listed_shows_every_name_once() {
     let scratch = Scratch::new();
     let runtime = Runtime::new().unwrap();
-    let spec = generated(&scratch, Generated { n_entries: 6_000, n_huge: 3_000 });
+    let spec = generated(&scratch, Generated { n_entries: 6_000, n_huge: 3_000, ..Generated::default() });
     let cache = scratch.join("cache");
     let open = Open::new(&runtime, &spec, with_cache(&cache), |config| config.keep.metadata_table = Some(false));
     make_table(&runtime, &spec, &cache);
@@ -277,7 +277,7 @@ fn twenty_thousand_files_are_found_without_a_request() {
     let (Some(nginx), Some(find)) = (peer("nginx"), peer("find")) else { return };
     let scratch = Scratch::new();
     let served = Nginx::start(&nginx.path, &scratch.dir("nginx"), Site::default());
-    let what = Generated { n_entries: 20_000, n_huge: 5_000 };
+    let what = Generated { n_entries: 20_000, n_huge: 5_000, ..Generated::default() };
     generated(served.root(), what);
     let address = served.url().strip_prefix("http://").unwrap().trim_end_matches('/').parse().unwrap();
     let proxy = FaultProxy::start(address, |_, _| ProxyFault::Latency(Duration::from_millis(1)));
@@ -379,12 +379,8 @@ fn a_published_table_is_fetched_checked_and_kept() {
     Corner::ALL.build(&source);
     let served = Nginx::start(&nginx.path, &scratch.dir("nginx"), Site::default());
     let at = |name: &str| served.root().join(name);
-    run(caifs()
-        .args(["tar", "--metadata-table", "-i", "-s"])
-        .arg(at("default.castr"))
-        .arg(at("t.caidx"))
-        .arg(&source))
-    .ok();
+    run(caifs().args(["tar", "--metadata-table", "-i", "-s"]).arg(at("default.castr")).arg(at("t.caidx")).arg(&source))
+        .ok();
     run(caifs().args(["tar", "--metadata-table"]).arg(at("t.catar")).arg(&source)).ok();
     for name in ["t.caidx", "t.catar"] {
         let (spec, cache) = (format!("{}{name}", slash(&served.url())), scratch.join(format!("cache of {name}")));
@@ -464,7 +460,7 @@ fn packed(source: &Path, options: TarOptions) -> TablePacker {
 fn a_damaged_table_in_the_cache_is_taken_away_and_the_archive_answers() {
     let scratch = Scratch::new();
     let runtime = Runtime::new().unwrap();
-    let spec = generated(&scratch, Generated { n_entries: 4_000, n_huge: 1_500 });
+    let spec = generated(&scratch, Generated { n_entries: 4_000, n_huge: 1_500, ..Generated::default() });
     let cache = scratch.join("cache");
     let wanted = walk(&runtime, Open::without_table(&runtime, &spec).volume(), 1000).unwrap();
     make_table(&runtime, &spec, &cache);
@@ -474,7 +470,9 @@ fn a_damaged_table_in_the_cache_is_taken_away_and_the_archive_answers() {
     // In the middle of some blocks; in the references; in the tail; at the start; cut; empty.
     let refs_at = right.len() - TAIL_BYTES - 16 * n_blocks as usize;
     let mut damages: Vec<(String, Box<dyn Fn(&mut Vec<u8>)>)> = Vec::new();
-    for at in [0, 9, refs_at / 3, refs_at / 2, refs_at - 1, refs_at + 3, refs_at + 17, right.len() - 100, right.len() - 1] {
+    for at in
+        [0, 9, refs_at / 3, refs_at / 2, refs_at - 1, refs_at + 3, refs_at + 17, right.len() - 100, right.len() - 1]
+    {
         damages.push((format!("byte {at}"), Box::new(move |bytes| bytes[at] ^= 0x40)));
     }
     for len in [0, 1, TAIL_BYTES, refs_at, right.len() - 1] {
@@ -518,7 +516,7 @@ fn wait_until(is_done: impl Fn() -> bool, what: &str) {
 fn a_table_that_is_damaged_while_it_is_used_is_left() {
     let scratch = Scratch::new();
     let runtime = Runtime::new().unwrap();
-    let spec = generated(&scratch, Generated { n_entries: 9_000, n_huge: 6_000 });
+    let spec = generated(&scratch, Generated { n_entries: 9_000, n_huge: 6_000, ..Generated::default() });
     let cache = scratch.join("cache");
     make_table(&runtime, &spec, &cache);
     for is_cut in [false, true] {
@@ -535,7 +533,10 @@ fn a_table_that_is_damaged_while_it_is_used_is_left() {
             false => file.write_all_at(&vec![0x55; file.metadata().unwrap().len() as usize - 200], 50).unwrap(),
         }
         let found = walk(&runtime, open.volume(), 500).unwrap();
-        assert_eq!(found.len(), Generated { n_entries: 9_000, n_huge: 6_000 }.write(&mut std::io::sink()) as usize);
+        assert_eq!(
+            found.len(),
+            Generated { n_entries: 9_000, n_huge: 6_000, ..Generated::default() }.write(&mut std::io::sink()) as usize
+        );
         assert_eq!(without_links(found[&b"huge/entry-0000000"[..]].clone()), without_links(wanted));
         assert!(!open.is_in_use());
         wait_until(|| tables_in(&cache).is_empty(), "it is taken away");
@@ -548,7 +549,7 @@ fn a_killed_maker_is_followed_by_the_next_and_two_mounts_make_one_table() {
         return;
     }
     let scratch = Scratch::new();
-    let spec = generated(&scratch, Generated { n_entries: 30_000, n_huge: 5_000 });
+    let spec = generated(&scratch, Generated { n_entries: 30_000, n_huge: 5_000, ..Generated::default() });
     let spec = spec.to_str().unwrap();
     let (cache, mnt, other) = (scratch.join("cache"), scratch.dir("mnt"), scratch.dir("other"));
     let args = ["-c", cache.to_str().unwrap()];
@@ -581,7 +582,7 @@ fn a_killed_maker_is_followed_by_the_next_and_two_mounts_make_one_table() {
 fn ls_and_cat_use_a_table_that_is_at_hand() {
     let scratch = Scratch::new();
     let runtime = Runtime::new().unwrap();
-    let spec = generated(&scratch, Generated { n_entries: 5_000, n_huge: 100 });
+    let spec = generated(&scratch, Generated { n_entries: 5_000, n_huge: 100, ..Generated::default() });
     let cache = scratch.join("cache");
     make_table(&runtime, &spec, &cache);
     let ls = || {
@@ -607,7 +608,7 @@ fn ls_and_cat_use_a_table_that_is_at_hand() {
     }
     assert!(used(&table_in(&cache)) > 0);
     assert!(ls().fails().stderr.contains("missing"), "the archive's ends are read");
-    let spec_again = generated(&scratch, Generated { n_entries: 5_000, n_huge: 100 });
+    let spec_again = generated(&scratch, Generated { n_entries: 5_000, n_huge: 100, ..Generated::default() });
     assert_eq!(spec_again, spec);
     keep_only_ends(&scratch, &spec);
     assert!(ls().ok().stdout == listed, "nothing else is read");
@@ -767,7 +768,8 @@ fn a_table_with_right_checksums_and_wrong_content_is_refused_or_answers_without_
                 n_seen += 1;
                 let Ok(listing) = volume.readdir(ino, 0, 1000).await else { continue };
                 let inside = listing.entries.iter().filter(|entry| entry.attr.ino > ino);
-                waiting.extend(inside.filter(|entry| entry.attr.kind == FileKind::Directory).map(|entry| entry.attr.ino));
+                waiting
+                    .extend(inside.filter(|entry| entry.attr.kind == FileKind::Directory).map(|entry| entry.attr.ino));
                 assert!(n_seen < 10_000, "a tree that ends");
                 for entry in listing.entries {
                     let _ = volume.lookup(ino, &entry.name).await;

@@ -133,7 +133,11 @@ impl Setting {
 }
 
 /// All that a volume tells of itself, by path.
-pub fn walk(runtime: &Runtime, volume: &dyn Volume, max_entries: usize) -> Result<BTreeMap<Vec<u8>, Attr>, VolumeError> {
+pub fn walk(
+    runtime: &Runtime,
+    volume: &dyn Volume,
+    max_entries: usize,
+) -> Result<BTreeMap<Vec<u8>, Attr>, VolumeError> {
     let mut found = BTreeMap::new();
     let root = runtime.block_on(volume.getattr(ROOT_INO))?;
     let mut waiting = vec![(Vec::new(), ROOT_INO, root)];

@@ -77,8 +77,7 @@ async fn read_items(blob: &Blob, span: TableSpan) -> Result<Vec<Item>, TreeError
     }
     if n_items <= PIECE_ITEMS {
         let bytes = blob.read_at(goodbye_offset, n_bytes as usize).await?;
-        let table =
-            GoodbyeTable::parse(&bytes, goodbye_offset, entry_offset).map_err(|error| span.damaged(error))?;
+        let table = GoodbyeTable::parse(&bytes, goodbye_offset, entry_offset).map_err(|error| span.damaged(error))?;
         return Ok(table.into_items_by_offset());
     }
     // The tail was looked at before.

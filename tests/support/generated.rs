@@ -23,12 +23,25 @@ pub struct Generated {
     pub n_entries: u64,
     /// How many of them are in one directory, `huge`.
     pub n_huge: u64,
+    /// Bytes of a file that is not in `huge`, at least.
+    pub content_bytes: usize,
+}
+
+impl Default for Generated {
+    fn default() -> Self {
+        Self { n_entries: 1000, n_huge: 100, content_bytes: 0 }
+    }
 }
 
 impl Generated {
     /// Writes the archive and gives how many entries it has.
     pub fn write(self, out: &mut dyn Write) -> u64 {
-        let mut pack = Pack { encoder: Encoder::new(FeatureFlags::CASYNC_DEFAULT), out, n_entries: 0 };
+        let mut pack = Pack {
+            encoder: Encoder::new(FeatureFlags::CASYNC_DEFAULT),
+            out,
+            n_entries: 0,
+            content_bytes: self.content_bytes,
+        };
         pack.directory(None);
         // `a` comes before `deep` and that before `huge`.
         let n_ordinary = self.n_entries.saturating_sub(self.n_huge + DEPTH as u64 + 4);
@@ -51,6 +64,7 @@ impl Generated {
         }
         pack.file("bottom");
         (0..DEPTH).for_each(|_| pack.end());
+        pack.content_bytes = 0;
         pack.directory(Some("huge"));
         for file in 0..self.n_huge {
             pack.file(&format!("entry-{file:07}"));
@@ -73,6 +87,7 @@ struct Pack<'a> {
     encoder: Encoder,
     out: &'a mut dyn Write,
     n_entries: u64,
+    content_bytes: usize,
 }
 
 impl Pack<'_> {
@@ -103,7 +118,15 @@ impl Pack<'_> {
     }
 
     fn file(&mut self, name: &str) {
-        let content = format!("{:016x} is what {name} says\n", self.n_entries.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut content = format!("{:016x} is what {name} says\n", self.n_entries.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        // Noise, half of which compression takes away.
+        let mut state = self.n_entries + 1;
+        while content.len() < self.content_bytes {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            content.push_str(&format!("{state:016x}"));
+        }
         self.node(Some(name), 0o100644, Content::Payload { size: content.len() as u64, offset: 0 });
         self.encoder.payload(content.as_bytes()).expect("the file has room");
         self.drain(PIECE_BYTES);

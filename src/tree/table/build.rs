@@ -18,8 +18,18 @@ use crate::format::table::{Children, NameRef, Record};
 /// Records read back at once to find the directories among them.
 const WINDOW_RECORDS: u32 = 1024;
 
-/// Directories whose ends are fetched together before they are listed one after the other, so that a far store is not asked one by one.
+/// Directories that are fetched together before they are listed one after the other, so that a far store is not asked one by one.
 const DIRECTORIES_AHEAD: usize = 16;
+
+/// A directory that is no longer than this in the archive is fetched as a whole: there is little but metadata in it. Of another
+/// one, only its end is known to be needed.
+const WHOLE_DIRECTORY_BYTES: u64 = 256 << 10;
+
+/// Times that is done for what does not fit into the budget at once.
+const MAX_ROUNDS_AHEAD: u32 = 8;
+
+/// Every chunk of the usual size has a place that is a multiple of this, or is fetched a little later.
+const STEP_BYTES: usize = 16 << 10;
 
 /// Why no table was made.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +74,7 @@ pub async fn build(tree: &Tree, mut writer: Writer, pace: &Pace) -> Result<(Writ
         if let Some(below) = level.waiting.pop_front() {
             next = Some(below);
             if level.waiting.len() % DIRECTORIES_AHEAD == DIRECTORIES_AHEAD - 1 {
-                fetch_ends(tree, &level.waiting).await;
+                fetch_ahead(tree, &level.waiting).await;
             }
             continue;
         }
@@ -79,7 +89,7 @@ pub async fn build(tree: &Tree, mut writer: Writer, pace: &Pace) -> Result<(Writ
         let read_back = blocking(writer, move |writer| directories(writer, at, n_window, parent_offset));
         let (writer_back, waiting) = read_back.await?;
         writer = writer_back;
-        fetch_ends(tree, &waiting).await;
+        fetch_ahead(tree, &waiting).await;
         level.waiting = waiting;
     }
 }
@@ -190,16 +200,24 @@ fn directories(
     Ok(found)
 }
 
-/// Fetches the ends of the next directories, which are read first of them.
-async fn fetch_ends(tree: &Tree, waiting: &VecDeque<(Arc<Node>, u64)>) {
-    let ends = waiting.iter().take(DIRECTORIES_AHEAD).filter_map(|(node, _)| match node.content {
-        Content::Directory { end } => Some(end.saturating_sub(Tail::BYTES as u64)),
-        _ => None,
-    });
-    let ends: Vec<u64> = ends.collect();
-    if ends.len() > 1 {
-        // What cannot be had is an error when it is read.
-        drop(tree.blob().pin(&ends, tree.pinned_bytes).await);
+/// Fetches the next directories, or at least their ends, which are read first of them.
+async fn fetch_ahead(tree: &Tree, waiting: &VecDeque<(Arc<Node>, u64)>) {
+    let mut offsets = Vec::new();
+    for (node, _) in waiting.iter().take(DIRECTORIES_AHEAD) {
+        let Content::Directory { end } = node.content else { continue };
+        if end.saturating_sub(node.entry_offset) <= WHOLE_DIRECTORY_BYTES {
+            offsets.extend((node.entry_offset..end).step_by(STEP_BYTES));
+        }
+        offsets.push(end.saturating_sub(Tail::BYTES as u64));
+    }
+    let (mut rest, mut n_rounds) = (offsets.as_slice(), 0);
+    // What cannot be had is an error when it is read. Few rounds hold what is fetched together, if the budget is not very small.
+    while let (Some(_), Ok((_, n))) = (rest.get(1), tree.blob().pin(rest, tree.pinned_bytes).await) {
+        rest = &rest[n..];
+        n_rounds += 1;
+        if n_rounds == MAX_ROUNDS_AHEAD {
+            break;
+        }
     }
 }
 

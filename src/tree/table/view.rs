@@ -94,9 +94,8 @@ impl View<'_> {
     pub(super) fn by_name(&mut self, above: &Found, name: &[u8]) -> Result<Option<Found>, Fault> {
         let Some(children) = self.children(above)? else { return Ok(None) };
         if children.names_at == 0 {
-            let n = self.first(0..children.n_children, |view, n| {
-                Ok(view.compare(&children, n, name)? != Ordering::Less)
-            })?;
+            let n =
+                self.first(0..children.n_children, |view, n| Ok(view.compare(&children, n, name)? != Ordering::Less))?;
             return match n < children.n_children && self.compare(&children, n, name)? == Ordering::Equal {
                 true => self.child(above, &children, n).map(Some),
                 false => Ok(None),
@@ -210,7 +209,10 @@ impl View<'_> {
         let (inode_flags, n_bytes) = Extra::parse_head(&head)?;
         let body = self.reader.bytes(at.saturating_add(head.len() as u64), n_bytes)?;
         let xattrs = Extra::parse_body(&body)?;
-        Ok((inode_flags, xattrs.into_iter().map(|(name, value)| (body.slice_ref(name), body.slice_ref(value))).collect()))
+        Ok((
+            inode_flags,
+            xattrs.into_iter().map(|(name, value)| (body.slice_ref(name), body.slice_ref(value))).collect(),
+        ))
     }
 
     /// How a child's name stands to another name.

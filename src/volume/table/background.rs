@@ -19,7 +19,7 @@ use crate::store::open::open_files;
 use crate::tree::table::build::{BuildError, Pace};
 use crate::tree::table::check::check;
 use crate::tree::table::{Table, parse_tail};
-use crate::tree::{Tree, TreeConfig, TableState};
+use crate::tree::{TableState, Tree, TreeConfig};
 use crate::volume::open::MemoryPlan;
 
 /// The mount has been left alone for so long when the walk begins, or has been there for so long.

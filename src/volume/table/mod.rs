@@ -334,8 +334,7 @@ async fn make_into(
         return Err(BuildError::GivenUp);
     }
     let disk = places.disk.clone();
-    let (plain, mut sealed) =
-        blocking(move || Ok((Spool::new(disk.as_ref())?, Spool::new(disk.as_ref())?))).await?;
+    let (plain, mut sealed) = blocking(move || Ok((Spool::new(disk.as_ref())?, Spool::new(disk.as_ref())?))).await?;
     let writer = Writer::new(plain.file()?, plain.into_room());
     let (writer, root) = build(&tree, writer, pace).await?;
     let disk = places.disk.clone();
@@ -348,8 +347,6 @@ async fn make_into(
 }
 
 /// Does what blocks on a thread for it.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
-) -> std::io::Result<T> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> std::io::Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(std::io::Error::other("it was given up")))
 }
