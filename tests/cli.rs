@@ -122,6 +122,7 @@ const VERBS: [(&str, Names, &[Names]); 21] = [
                 "--without",
                 "-x, --one-file-system",
                 "--no-time",
+                "--metadata-table",
                 "--print-stats",
             ],
         ],

@@ -26,6 +26,7 @@ mod remote;
 mod serve;
 mod store;
 mod support;
+mod table;
 mod trust;
 mod vm;
 mod volume;

@@ -133,7 +133,11 @@ impl Setting {
 }
 
 /// All that a volume tells of itself, by path.
-fn walk(runtime: &Runtime, volume: &dyn Volume, max_entries: usize) -> Result<BTreeMap<Vec<u8>, Attr>, VolumeError> {
+pub fn walk(
+    runtime: &Runtime,
+    volume: &dyn Volume,
+    max_entries: usize,
+) -> Result<BTreeMap<Vec<u8>, Attr>, VolumeError> {
     let mut found = BTreeMap::new();
     let root = runtime.block_on(volume.getattr(ROOT_INO))?;
     let mut waiting = vec![(Vec::new(), ROOT_INO, root)];
@@ -158,7 +162,7 @@ fn walk(runtime: &Runtime, volume: &dyn Volume, max_entries: usize) -> Result<BT
     Ok(found)
 }
 
-fn entry_of(runtime: &Runtime, volume: &dyn Volume, attr: &Attr) -> Entry {
+pub fn entry_of(runtime: &Runtime, volume: &dyn Volume, attr: &Attr) -> Entry {
     let Attr { ino, kind, .. } = *attr;
     let type_bits = match kind {
         FileKind::Directory => libc::S_IFDIR,
@@ -194,7 +198,7 @@ fn entry_of(runtime: &Runtime, volume: &dyn Volume, attr: &Attr) -> Entry {
     }
 }
 
-fn by_lookup(runtime: &Runtime, volume: &dyn Volume, path: &[u8]) -> Option<Attr> {
+pub fn by_lookup(runtime: &Runtime, volume: &dyn Volume, path: &[u8]) -> Option<Attr> {
     let mut attr = runtime.block_on(volume.getattr(ROOT_INO)).unwrap();
     for name in path.split(|&byte| byte == b'/').filter(|name| !name.is_empty()) {
         attr = runtime.block_on(volume.lookup(attr.ino, name)).unwrap()?;
@@ -203,12 +207,12 @@ fn by_lookup(runtime: &Runtime, volume: &dyn Volume, path: &[u8]) -> Option<Attr
 }
 
 /// An attribute whose number of links depends on what was listed before.
-fn without_links(mut attr: Attr) -> Attr {
+pub fn without_links(mut attr: Attr) -> Attr {
     attr.nlink = 0;
     attr
 }
 
-fn read_all(runtime: &Runtime, volume: &dyn Volume, ino: u64, step: u32) -> Vec<u8> {
+pub fn read_all(runtime: &Runtime, volume: &dyn Volume, ino: u64, step: u32) -> Vec<u8> {
     let mut all = Vec::new();
     loop {
         let piece = runtime.block_on(volume.read(ino, all.len() as u64, step)).unwrap();

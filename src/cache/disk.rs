@@ -2,10 +2,10 @@
 //!
 //! * [`DiskTier`] gets and keeps chunks: `<4 hex>/<64 hex>.cacnk`, as desync has them, which can use the directory as its cache or store.
 //!   What we write is sealed ([`crate::chunk::seal`]); what others wrote is hashed.
-//! * [`files`] keeps whole files (indexes), [`blocks`] the chunk ids of the blocks of plain archives.
+//! * [`files`] keeps whole files (indexes), [`tables`] metadata tables, [`blocks`] the chunk ids of the blocks of plain archives.
 //! * `state` is the byte total that processes share, `quota` adds to it before a write, `evict` counts and removes, `workplace` writes, `health` knows a failing disk.
 //!
-//! Everything of ours but the chunks is in `.caifs/`: `state`, `evict.lock`, `tmp/`, `files/`, `blocks/`, `quarantine/`.
+//! Everything of ours but the chunks is in `.caifs/`: `state`, `evict.lock`, `tables.lock`, `tmp/`, `files/`, `blocks/`, `quarantine/`.
 //!
 //! Sizes are counted as `st_size` rounded up to 4 KiB, directories too: so neither `du` nor `du -b` shows more than our total.
 //!
@@ -18,6 +18,7 @@ pub mod files;
 mod health;
 mod quota;
 mod state;
+pub mod tables;
 mod workplace;
 
 use std::fs::{self, File, Metadata, OpenOptions};

@@ -228,6 +228,9 @@ pub struct TarArgs {
     /// Store no modification times.
     #[arg(long)]
     pub no_time: bool,
+    /// Write a table of all metadata beside it (OUT.table), for mounts to browse without reading chunks.
+    #[arg(long)]
+    pub metadata_table: bool,
     /// Print a summary as JSON to stderr.
     #[arg(long)]
     pub print_stats: bool,

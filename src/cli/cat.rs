@@ -23,6 +23,7 @@ pub fn run(args: &CatArgs) -> Result<()> {
             let tree = runtime.block_on(open_tree(opened, &memory_plan()))?;
             let name = || format!("{}: {}", args.index.display(), path.display());
             let node = runtime.block_on(tree.resolve(path.as_os_str().as_bytes(), true)).with_context(name)?;
+            let node = runtime.block_on(tree.confirmed(&node)).with_context(name)?.unwrap_or(node);
             match node.content {
                 Content::File { offset, size } => (tree.blob().clone(), Span { offset, n_bytes: size }),
                 Content::Directory { .. } => bail!("{}: it is a directory (list it with ls)", name()),

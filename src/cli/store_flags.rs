@@ -127,8 +127,11 @@ impl StoreFlags {
     pub fn open(&self, runtime: &Runtime, typed: &OsStr) -> Result<Opened> {
         let location = FileLocation::parse(typed)?;
         let report = Arc::new(Report::default());
-        let MountConfig { sources, io_timeout, .. } = settings::of_reading(self)?;
-        Ok(runtime.block_on(open_blob(&location, &sources, &memory_plan(), io_timeout, &report))?)
+        let MountConfig { sources, io_timeout, keep, .. } = settings::of_reading(self)?;
+        let mut opened = runtime.block_on(open_blob(&location, &sources, &memory_plan(), io_timeout, &report))?;
+        opened.tables.obey(&keep, &sources.trust);
+        opened.tables.be_patient();
+        Ok(opened)
     }
 }
 

@@ -12,13 +12,18 @@ use super::make::{check_suffix, make_options};
 use super::output::progress_bar;
 use super::places::write_elsewhere;
 use super::settings;
+use crate::blob::{Blob, FileBlob};
 use crate::chunk::chunker::CutRule;
 use crate::format::catar::FeatureFlags;
-use crate::pack::PackError;
-use crate::pack::output::AtomicFile;
-use crate::pack::sink::Sink;
-use crate::pack::tar::{TarOptions, tar};
+use crate::format::table::Binding;
+use crate::pack::output::{AtomicFile, write_atomically};
+use crate::pack::sink::{INDEX_MODE, Sink};
+use crate::pack::tar::{TarOptions, tar, tar_with_table};
+use crate::pack::{self, PackError};
 use crate::store::location::FileLocation;
+use crate::store::open::open_files;
+use crate::tree::table::pack::TablePacker;
+use crate::volume::table;
 
 /// Mode of an archive, before the umask.
 const ARCHIVE_MODE: u32 = 0o666;
@@ -29,26 +34,25 @@ pub fn run(args: &TarArgs) -> Result<()> {
     let tar_options = TarOptions { feature_flags, one_file_system: args.one_file_system, no_time: args.no_time };
     let bar = progress_bar(0);
     bar.set_style(indicatif::ProgressStyle::with_template("{bytes} {bytes_per_sec}").unwrap_or_else(|_| bar.style()));
+    let out = FileLocation::parse(args.out.as_os_str())?;
+    let mut table = Table::begin(args, &out)?;
     if args.index {
         check_suffix(&args.out, "caidx")?;
         options.feature_flags = Some(feature_flags.0);
         options.progress = Some(super::make::report_to(&bar));
         let mut sink = Sink::new(&options)?;
-        tar(&args.source, &tar_options, &mut sink)?;
-        let stats = match FileLocation::parse(args.out.as_os_str())? {
-            FileLocation::Local(path) => sink.finish_to(&path)?,
+        tar_with_table(&args.source, &tar_options, &mut sink, table.packer.as_mut())?;
+        let (index, stats) = sink.finish()?;
+        let binding = table::binding_of_index(&index, stats.blob_bytes);
+        match &out {
+            FileLocation::Local(path) => write_atomically(path, &index, INDEX_MODE)?,
             elsewhere => {
-                let (index, stats) = sink.finish()?;
                 let runtime = Runtime::new().context("cannot start")?;
-                write_elsewhere(
-                    &runtime,
-                    &elsewhere,
-                    index,
-                    &settings::of_access(&args.access, args.cut.concurrency)?,
-                )?;
-                stats
+                let settings = settings::of_access(&args.access, args.cut.concurrency)?;
+                write_elsewhere(&runtime, elsewhere, index, &settings)?;
             }
-        };
+        }
+        table.publish(args, &out, binding)?;
         bar.finish_and_clear();
         if args.print_stats {
             writeln!(io::stderr(), "{}", stats.desync_json())?;
@@ -56,7 +60,7 @@ pub fn run(args: &TarArgs) -> Result<()> {
         return Ok(());
     }
     check_suffix(&args.out, "catar")?;
-    if let FileLocation::Remote { .. } = FileLocation::parse(args.out.as_os_str())? {
+    if let FileLocation::Remote { .. } = out {
         bail!(
             "{}: an archive is written to a local file (then copy it, or use -i to store chunks)",
             args.out.display()
@@ -77,12 +81,55 @@ pub fn run(args: &TarArgs) -> Result<()> {
         out.flush()?;
     } else {
         let file = Output::new(&args.out, AtomicFile::create(&args.out, ARCHIVE_MODE)?);
-        let mut out = BufWriter::with_capacity(1 << 20, file);
-        tar(&args.source, &tar_options, &mut out)?;
-        out.into_inner().map_err(IntoInnerError::into_error)?.inner.commit()?;
+        let mut to = BufWriter::with_capacity(1 << 20, file);
+        tar_with_table(&args.source, &tar_options, &mut to, table.packer.as_mut())?;
+        to.into_inner().map_err(IntoInnerError::into_error)?.inner.commit()?;
+        if table.packer.is_some() {
+            let archive = FileBlob::open(&args.out).with_context(|| args.out.display().to_string())?;
+            let mtime = args.out.metadata().and_then(|metadata| metadata.modified())?;
+            let runtime = Runtime::new().context("cannot start")?;
+            let binding = runtime.block_on(table::binding(&Blob::File(archive), mtime))?;
+            table.publish(args, &out, binding)?;
+        }
     }
     bar.finish_and_clear();
     Ok(())
+}
+
+/// The metadata table, if one is wanted.
+struct Table {
+    packer: Option<TablePacker>,
+}
+
+impl Table {
+    fn begin(args: &TarArgs, out: &FileLocation) -> Result<Self> {
+        if !args.metadata_table {
+            return Ok(Self { packer: None });
+        }
+        let is_no_file = args.out.metadata().is_ok_and(|metadata| !metadata.is_file());
+        match out {
+            FileLocation::Local(_) if is_no_file => bail!("{}: a table lies beside a file only", args.out.display()),
+            FileLocation::Local(path) => Ok(Self { packer: Some(pack::table::begin(Some(path))?) }),
+            FileLocation::Remote { .. } => Ok(Self { packer: Some(pack::table::begin(None)?) }),
+            FileLocation::Stdio => bail!("--metadata-table needs a name for the table to lie beside, and - is none"),
+        }
+    }
+
+    /// Puts the table beside what it belongs to, which is there.
+    fn publish(self, args: &TarArgs, out: &FileLocation, binding: Binding) -> Result<()> {
+        let Some(packer) = self.packer else { return Ok(()) };
+        match out {
+            FileLocation::Remote { directory, directory_text, name } => {
+                let settings = settings::of_access(&args.access, args.cut.concurrency)?;
+                let options = settings.resolve(directory_text)?.first().map(|spec| spec.options.clone());
+                let files = open_files(directory, &options.unwrap_or_default())?;
+                let bytes = pack::table::bytes(packer, binding)?;
+                let runtime = Runtime::new().context("cannot start")?;
+                Ok(runtime.block_on(files.write(&format!("{name}{}", table::TABLE_SUFFIX), bytes))?)
+            }
+            _ => Ok(pack::table::publish(packer, binding, &args.out)?),
+        }
+    }
 }
 
 /// Where an archive goes: its errors have its name, and a reader that went away is known.

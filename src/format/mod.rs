@@ -5,3 +5,4 @@ pub mod ends;
 pub mod index;
 pub mod minisign;
 pub mod protocol;
+pub mod table;

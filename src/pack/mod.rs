@@ -3,6 +3,7 @@
 //! * [`make`] cuts a file or block device on all cores; [`sink`] takes any stream (an archive being made, standard input).
 //! * Both ask, compress and write through [`ingest`], cut with [`cutter`] and leave their result through [`output`].
 //! * [`tar`] packs a directory into an archive, [`exclude`] says what is left out of it, [`scan`] reads metadata.
+//! * [`table`] makes the metadata table of an archive while it is packed.
 //! * [`inspect`] looks at indexes and content without making anything.
 //!
 //! Invariants: the cuts are those of one pass from the start, however many threads there are; an index is written only
@@ -14,6 +15,7 @@ pub mod inspect;
 pub mod make;
 pub mod output;
 pub mod sink;
+pub mod table;
 pub mod tar;
 
 mod cutter;

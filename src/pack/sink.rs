@@ -26,7 +26,7 @@ use crate::format::index;
 const READ_BYTES: usize = 256 << 10;
 
 /// The mode of an index made of a stream, less the umask.
-const INDEX_MODE: u32 = 0o666;
+pub const INDEX_MODE: u32 = 0o666;
 
 /// Takes a stream of bytes and makes it into an index and chunks.
 pub struct Sink {

@@ -26,9 +26,10 @@ use super::scan::{Scanner, Subject, path_in};
 use crate::format::catar::node::{
     MODE_BLOCK_DEVICE, MODE_CHARACTER_DEVICE, MODE_DIRECTORY, MODE_REGULAR, MODE_SYMLINK, MODE_TYPE,
 };
-use crate::format::catar::{Content, Encoder, FeatureFlags, Node};
+use crate::format::catar::{Content, ElementHeader, Encoder, FeatureFlags, Node};
 use crate::sys::attributes::mount_id;
 use crate::sys::read_at_nowait;
+use crate::tree::table::pack::TablePacker;
 
 /// The archive goes to the sink in pieces of about this size.
 const PIECE_BYTES: usize = 1 << 20;
@@ -88,6 +89,19 @@ pub struct TarStats {
 /// A file cannot be read, changes its length while it is read, or cannot be recorded; or the sink fails. What was written
 /// until then is no archive.
 pub fn tar(root: &Path, options: &TarOptions, sink: &mut dyn Write) -> Result<TarStats, PackError> {
+    tar_with_table(root, options, sink, None)
+}
+
+/// As [`tar`], with a metadata table that is told of everything that is packed.
+///
+/// # Errors
+/// As [`tar`]; or the table cannot be written.
+pub fn tar_with_table(
+    root: &Path,
+    options: &TarOptions,
+    sink: &mut dyn Write,
+    table: Option<&mut TablePacker>,
+) -> Result<TarStats, PackError> {
     let mut flags = options.feature_flags.normalised();
     if options.one_file_system {
         flags = flags.with(FeatureFlags::EXCLUDE_SUBMOUNTS);
@@ -96,6 +110,7 @@ pub fn tar(root: &Path, options: &TarOptions, sink: &mut dyn Write) -> Result<Ta
         flags,
         scanner: Scanner::new(flags, options.no_time),
         encoder: Encoder::new(flags),
+        table,
         sink,
         root,
         open: Vec::new(),
@@ -121,6 +136,7 @@ struct Packer<'a> {
     flags: FeatureFlags,
     scanner: Scanner,
     encoder: Encoder,
+    table: Option<&'a mut TablePacker>,
     sink: &'a mut dyn Write,
     root: &'a Path,
     open: Vec<OpenDirectory>,
@@ -195,6 +211,9 @@ impl Packer<'_> {
 
     fn leave(&mut self) -> Result<(), PackError> {
         self.encoder.end_directory().map_err(|error| self.refused(None, &error))?;
+        if let Some(table) = &mut self.table {
+            table.end_directory(self.encoder.offset()).map_err(|error| table_error(&error))?;
+        }
         self.open.pop();
         self.drain(PIECE_BYTES)
     }
@@ -388,7 +407,14 @@ impl Packer<'_> {
     }
 
     fn start(&mut self, name: Option<&CStr>, node: &Node) -> Result<(), PackError> {
-        self.encoder.start_node(name.map(CStr::to_bytes), node).map_err(|error| self.refused(name, &error))
+        let (offset, n_buffered) = (self.encoder.offset(), self.encoder.buffered().len());
+        let name_bytes = name.map(CStr::to_bytes);
+        self.encoder.start_node(name_bytes, node).map_err(|error| self.refused(name, &error))?;
+        let Some(table) = &mut self.table else { return Ok(()) };
+        // What a reader will find, whatever the encoder made of the node.
+        let filename_bytes = name_bytes.map_or(0, |name| ElementHeader::BYTES + name.len() + 1);
+        let head = self.encoder.buffered().get(n_buffered + filename_bytes..).unwrap_or_default();
+        table.node(name_bytes, offset + filename_bytes as u64, head).map_err(|error| table_error(&error))
     }
 
     /// Gives what the encoder holds to the sink if it is at least so much.
@@ -490,6 +516,11 @@ fn check_length(found: u64, announced: u64) -> io::Result<()> {
         _ if found < announced => Err(io::Error::other("shrank while packed")),
         _ => Err(io::Error::other("grew while packed")),
     }
+}
+
+/// An error of the metadata table.
+fn table_error(error: &io::Error) -> PackError {
+    PackError::file(Path::new("the metadata table"), error)
 }
 
 /// An error of the sink: of the pack room itself if it comes from there.

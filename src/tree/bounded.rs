@@ -60,6 +60,13 @@ impl<K: Hash + Eq, V: Clone> Bounded<K, V> {
         }
     }
 
+    /// Forgets everything.
+    pub(super) fn clear(&self) {
+        let mut state = self.lock();
+        state.values.clear();
+        state.n_bytes = 0;
+    }
+
     fn lock(&self) -> MutexGuard<'_, State<K, V>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -84,5 +91,8 @@ mod tests {
         assert_eq!((bounded.get(&99), bounded.get(&1)), (Some(100), Some(1)));
         bounded.set_max_bytes(10);
         assert_eq!((bounded.weight(), bounded.get(&1)), ((10, 10), Some(1)));
+        bounded.clear();
+        bounded.put(2, 2, 10);
+        assert_eq!((bounded.get(&1), bounded.get(&2)), (None, Some(2)));
     }
 }

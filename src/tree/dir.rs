@@ -5,9 +5,11 @@
 
 use std::sync::Arc;
 
+use futures_util::StreamExt;
+
 use super::{Node, TreeError};
 use crate::blob::{Blob, BlobError};
-use crate::format::catar::{CatarError, Descent, GoodbyeTable, Item, Tail};
+use crate::format::catar::{CatarError, Descent, ElementHeader, GoodbyeTable, Item, Kind, Tail};
 
 /// The largest goodbye table that is read whole for a lookup, in bytes (some 170,000 names). A larger one is searched by a
 /// walk down its search tree: about as many reads as the logarithm of the number of names.
@@ -17,8 +19,11 @@ pub(super) const MAX_WHOLE_TABLE_BYTES: u64 = 4 << 20;
 /// or hostile.
 const MAX_TABLE_BYTES: u64 = 256 << 20;
 
-/// Read at once of a table, in bytes, so that no read needs the whole budget of replies.
-const PIECE_BYTES: usize = 1 << 20;
+/// Children in a piece of a table that is not read at once: 1 MiB, so that no read needs the whole budget of replies.
+const PIECE_ITEMS: u64 = (1 << 20) / Item::BYTES as u64;
+
+/// Pieces read side by side, so that a large table from afar does not take a time for each.
+const PIECES_AT_ONCE: usize = 4;
 
 /// Candidates looked at for one name in a search tree on disk; more equal hashes than this are no accident.
 const MAX_CANDIDATES: usize = 64;
@@ -64,19 +69,36 @@ impl TableSpan {
     }
 }
 
-/// Reads a whole table, piece by piece.
-async fn read_table(blob: &Blob, span: TableSpan) -> Result<Vec<u8>, TreeError> {
-    if span.n_bytes > MAX_TABLE_BYTES {
-        let TableSpan { goodbye_offset, n_bytes, .. } = span;
+/// Reads the items of a whole table, in any order: those of a large one piece by piece, so that its bytes are not held beside them.
+async fn read_items(blob: &Blob, span: TableSpan) -> Result<Vec<Item>, TreeError> {
+    let TableSpan { goodbye_offset, entry_offset, n_bytes, n_items } = span;
+    if n_bytes > MAX_TABLE_BYTES {
         return Err(TreeError::Damaged(format!("a goodbye table of {n_bytes} bytes, at offset {goodbye_offset}")));
     }
-    let n_bytes = span.n_bytes as usize;
-    let mut table = Vec::with_capacity(n_bytes);
-    while table.len() < n_bytes {
-        let piece_bytes = PIECE_BYTES.min(n_bytes - table.len());
-        table.extend_from_slice(&blob.read_at(span.goodbye_offset + table.len() as u64, piece_bytes).await?);
+    if n_items <= PIECE_ITEMS {
+        let bytes = blob.read_at(goodbye_offset, n_bytes as usize).await?;
+        let table = GoodbyeTable::parse(&bytes, goodbye_offset, entry_offset).map_err(|error| span.damaged(error))?;
+        return Ok(table.into_items_by_offset());
     }
-    Ok(table)
+    // The tail was looked at before.
+    let header = read_array(blob, goodbye_offset).await?;
+    let header = ElementHeader::parse(&header).map_err(|error| span.damaged(error))?;
+    if (header.kind, header.size) != (Kind::Goodbye, n_bytes) {
+        return Err(span.damaged(CatarError::Goodbye("its two sizes differ")));
+    }
+    let pieces = futures_util::stream::iter((0..n_items).step_by(PIECE_ITEMS as usize)).map(|first| {
+        let n = PIECE_ITEMS.min(n_items - first) as usize;
+        blob.read_at(Item::position(goodbye_offset, first), n * Item::BYTES)
+    });
+    let mut pieces = pieces.buffered(PIECES_AT_ONCE);
+    let mut items = Vec::with_capacity(n_items as usize);
+    while let Some(piece) = pieces.next().await {
+        for item in piece?.as_chunks::<{ Item::BYTES }>().0 {
+            items.push(Item::parse(item, goodbye_offset, entry_offset).map_err(|error| span.damaged(error))?);
+        }
+    }
+    items.sort_unstable_by_key(|item| item.filename_offset);
+    Ok(items)
 }
 
 /// Reads a piece of fixed size.
@@ -88,16 +110,13 @@ async fn read_array<const N: usize>(blob: &Blob, offset: u64) -> Result<[u8; N],
 impl Dir {
     /// Reads a whole table.
     pub(super) async fn load(blob: &Blob, node: Arc<Node>, span: TableSpan) -> Result<Self, TreeError> {
-        let bytes = read_table(blob, span).await?;
-        let table =
-            GoodbyeTable::parse(&bytes, span.goodbye_offset, span.entry_offset).map_err(|error| span.damaged(error))?;
-        let items = table.into_items_by_offset();
+        let items = read_items(blob, span).await?;
         if items.windows(2).any(|pair| pair[0].end > pair[1].filename_offset) {
             let offset = span.goodbye_offset;
             return Err(TreeError::Damaged(format!("children overlap in the goodbye table at offset {offset}")));
         }
         let mut by_hash: Vec<u32> = (0..items.len() as u32).collect();
-        by_hash.sort_by_key(|item_idx| items[*item_idx as usize].hash);
+        by_hash.sort_unstable_by_key(|item_idx| items[*item_idx as usize].hash);
         Ok(Self { node, items, by_hash })
     }
 

@@ -9,12 +9,15 @@ use bytes::Bytes;
 
 use super::dir::Dir;
 use super::{Content, HEAD_BYTES, Node, Tree, TreeError, read_node};
-use crate::blob::Pinned;
+use crate::blob::{Blob, Pinned};
 use crate::format::catar::{self, ElementHeader, FilenameParse, Item};
 
 /// Children read at once for a listing. Large enough that the chunks they need are fetched side by side, small enough that the
 /// first names of a huge directory come soon.
 const WINDOW_CHILDREN: usize = 1024;
+
+/// Windows of a large directory that are fetched ahead of the one that is read.
+const WINDOWS_AHEAD: usize = 8;
 
 /// Windows read at the same time, so that the chunks held for listings are bounded whatever the number of readers.
 pub(super) const MAX_LISTINGS: usize = 4;
@@ -46,12 +49,20 @@ impl Children {
     }
 }
 
+fn weight_bytes(window: &[Child]) -> usize {
+    window.iter().map(|child| size_of::<Child>() + child.name.len() + child.node.weight_bytes()).sum()
+}
+
 impl Tree {
     /// Children of a directory from a place on: 0, or [`Child::next_idx`] of the last one seen. May be empty before the end.
     ///
     /// # Errors
     /// The file is not a directory, or the archive cannot be read.
     pub async fn list(&self, node: &Arc<Node>, from_idx: u64) -> Result<Children, TreeError> {
+        self.touch();
+        if let Some(listed) = self.list_by_table(node, from_idx).await {
+            return Ok(listed);
+        }
         let dir = self.dir(node).await?;
         let from_idx = usize::try_from(from_idx).unwrap_or(usize::MAX).min(dir.items.len());
         let window_idx = from_idx / WINDOW_CHILDREN;
@@ -65,8 +76,38 @@ impl Tree {
         Ok(Children { window, first, next_idx })
     }
 
-    /// Number of subdirectories, if the whole directory has been listed and is still known.
+    /// As [`Tree::list`], from the metadata table if there is one.
+    async fn list_by_table(&self, node: &Arc<Node>, from_idx: u64) -> Option<Children> {
+        let table = self.table().filter(|_| node.is_directory())?;
+        let window_idx = usize::try_from(from_idx).unwrap_or(usize::MAX) / WINDOW_CHILDREN;
+        let start = (window_idx as u64).saturating_mul(WINDOW_CHILDREN as u64);
+        let window_end = start.saturating_add(WINDOW_CHILDREN as u64);
+        let key = (self.tree_id, node.entry_offset, window_idx);
+        let (window, end) = match self.room.listings.get(&key) {
+            // Nothing is listed but the directory's end.
+            Some(window) => (window, self.asked(&table, table.table.list(node.entry_offset, 0..0).await)?.1),
+            None => {
+                let listed = table.table.list(node.entry_offset, start..window_end).await;
+                let (window, end) = self.asked(&table, listed)?;
+                let window = Arc::new(window);
+                self.room.listings.put(key, Arc::clone(&window), weight_bytes(&window));
+                (window, end)
+            }
+        };
+        let first = window.partition_point(|child| child.next_idx <= from_idx);
+        Some(Children { window, first, next_idx: (window_end < end).then_some(window_end) })
+    }
+
+    /// How many names a directory has, with those that name no file.
+    pub(super) async fn n_items(&self, node: &Arc<Node>) -> Result<usize, TreeError> {
+        Ok(self.dir(node).await?.items.len())
+    }
+
+    /// Number of subdirectories, if a metadata table tells it, or the whole directory has been listed and is still known.
     pub fn n_subdirectories_if_known(&self, node: &Node) -> Option<u64> {
+        if let Some(n_subdirectories) = node.n_subdirectories {
+            return Some(n_subdirectories.into());
+        }
         let dir = self.room.dirs.get(&(self.tree_id, node.entry_offset))?;
         let mut n_subdirectories = 0;
         for window_idx in 0..dir.items.len().div_ceil(WINDOW_CHILDREN) {
@@ -101,10 +142,28 @@ impl Tree {
             n_done += n_pinned;
         }
         let window = Arc::new(window);
-        let n_bytes =
-            window.iter().map(|child| size_of::<Child>() + child.name.len() + child.node.weight_bytes()).sum();
-        self.room.listings.put((self.tree_id, dir.node.entry_offset, window_idx), Arc::clone(&window), n_bytes);
+        let key = (self.tree_id, dir.node.entry_offset, window_idx);
+        self.room.listings.put(key, Arc::clone(&window), weight_bytes(&window));
+        self.fetch_ahead(dir, window_idx);
         Ok(window)
+    }
+
+    /// Fetches in the background what the next windows need: a directory that is listed so far is listed to its end, as a rule.
+    fn fetch_ahead(&self, dir: &Dir, window_idx: usize) {
+        let next = dir.items.get((window_idx + 1) * WINDOW_CHILDREN..).unwrap_or_default();
+        if next.is_empty() || !window_idx.is_multiple_of(WINDOWS_AHEAD / 2) || matches!(self.blob, Blob::File(_)) {
+            return;
+        }
+        let next = next.iter().take(WINDOWS_AHEAD * WINDOW_CHILDREN);
+        let offsets: Vec<u64> = next.map(|item| item.filename_offset).collect();
+        // Where others list as well, there is something to fetch already.
+        let Ok(permit) = Arc::clone(&self.room.listing_permits).try_acquire_owned() else { return };
+        let (blob, max_bytes) = (self.blob.clone(), self.room.pinned_bytes.load(Ordering::Relaxed));
+        tokio::spawn(async move {
+            // What cannot be had is an error when it is read.
+            drop(blob.pin(&offsets, max_bytes).await);
+            drop(permit);
+        });
     }
 
     /// Reads one child and keeps it. `None` for the name without a file that desync leaves for a FIFO or socket.

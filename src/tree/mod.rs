@@ -4,25 +4,30 @@
 //! * `dir` is a directory's goodbye table, `list` reads its children, `bounded` keeps what was parsed.
 //! * [`TreeRoom`] is what several trees share of that, within one limit.
 //! * [`Tree`] finds: from the last 24 bytes to the root's table, from there by hash to any child (formats.md 4.5).
+//! * [`table`] is the metadata table, which answers instead of the archive once one is attached; `attached` asks it.
 //!
 //! Invariants: stateless — an inode number alone finds its file again, by descending to the node that contains the offset, so nothing
 //! that the caches drop is lost; a name that is not there is known from hashes alone; what an archive says is checked
 //! before it is used: a child lies within its parent, strictly.
 
+mod attached;
 mod bounded;
 mod dir;
 mod list;
 mod node;
+pub mod table;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use crate::blob::{Blob, BlobError};
 use crate::format::catar::node::ENTRY_BYTES;
-use crate::format::catar::{self, CatarError, FeatureFlags, Item, NodeParse};
+use crate::format::catar::{self, CatarError, FeatureFlags, Item, NodeParse, Tail};
+pub use attached::TableState;
+use attached::{Attached, Clock};
 use bounded::Bounded;
 use dir::{Dir, MAX_WHOLE_TABLE_BYTES, TableSpan};
 pub use list::{Child, Children};
@@ -79,6 +84,10 @@ pub struct Tree {
     /// The number of this tree in what it shares with others.
     tree_id: u64,
     room: Arc<TreeRoom>,
+    /// The metadata table, if there is one. Never locked over I/O or await.
+    attached: RwLock<Attached>,
+    /// When the tree was asked last.
+    clock: Clock,
 }
 
 /// What is kept of one or more trees, within limits for all of them.
@@ -88,7 +97,7 @@ pub struct TreeRoom {
     nodes: Bounded<(u64, u64), Arc<Node>>,
     dirs: Bounded<(u64, u64), Arc<Dir>>,
     listings: Bounded<(u64, u64, usize), Arc<Vec<Child>>>,
-    listing_permits: Semaphore,
+    listing_permits: Arc<Semaphore>,
     /// Bytes of chunks that one listing may hold.
     pinned_bytes: AtomicU64,
     n_trees: AtomicU64,
@@ -101,7 +110,7 @@ impl TreeRoom {
             nodes: Bounded::new(config.node_bytes),
             dirs: Bounded::new(config.table_bytes),
             listings: Bounded::new(config.listing_bytes),
-            listing_permits: Semaphore::new(list::MAX_LISTINGS),
+            listing_permits: Arc::new(Semaphore::new(list::MAX_LISTINGS)),
             pinned_bytes: AtomicU64::new(config.pinned_bytes / list::MAX_LISTINGS as u64),
             n_trees: AtomicU64::new(0),
         }
@@ -132,7 +141,8 @@ impl Tree {
     /// Those of [`Tree::open`].
     pub async fn open_in(blob: Blob, room: Arc<TreeRoom>) -> Result<Self, TreeError> {
         let size = blob.size();
-        let head = blob.read_some(0, size.min(ENTRY_BYTES) as usize, HEAD_BYTES).await?;
+        let head = blob.read_some(0, size.min(ENTRY_BYTES) as usize, HEAD_BYTES);
+        let head = meanwhile(&blob, size, head).await?;
         let parsed = read_node(&blob, 0, size, head).await?;
         if matches!(parsed.content, catar::Content::Directory { .. }) {
             let span = TableSpan::read(&blob, size).await?;
@@ -150,6 +160,8 @@ impl Tree {
             feature_flags: parsed.entry.feature_flags,
             tree_id: room.n_trees.fetch_add(1, Ordering::Relaxed),
             room,
+            attached: RwLock::default(),
+            clock: Clock::default(),
         })
     }
 
@@ -188,12 +200,20 @@ impl Tree {
     /// There is none, or the archive cannot be read there.
     pub async fn node(&self, ino: u64) -> Result<Arc<Node>, TreeError> {
         if ino == ROOT_INO {
-            return Ok(Arc::clone(&self.root));
+            // Known without asking anybody, and so no use that others would have to wait for.
+            return Ok(self.table().map_or_else(|| Arc::clone(&self.root), |table| Arc::clone(&table.root)));
         }
-        match self.room.nodes.get(&(self.tree_id, ino)) {
-            Some(node) => Ok(node),
-            None => self.find_again(node::entry_offset_of(ino)).await,
+        self.touch();
+        if let Some(node) = self.room.nodes.get(&(self.tree_id, ino)) {
+            return Ok(node);
         }
+        let entry_offset = node::entry_offset_of(ino);
+        if let Some(table) = self.table()
+            && let Some(found) = self.asked(&table, table.table.node(entry_offset).await)
+        {
+            return found.map(|node| self.keep(node)).ok_or(TreeError::NotFound);
+        }
+        self.find_again(entry_offset).await
     }
 
     /// The file a directory calls `name`; `None` when there is no such name.
@@ -202,6 +222,12 @@ impl Tree {
     /// `parent` is not a directory, or the archive cannot be read.
     pub async fn lookup(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Option<Arc<Node>>, TreeError> {
         let Content::Directory { end } = parent.content else { return Err(TreeError::NotADirectory) };
+        self.touch();
+        if let Some(table) = self.table()
+            && let Some(found) = self.asked(&table, table.table.lookup(parent.entry_offset, name.to_vec()).await)
+        {
+            return Ok(found.map(|node| self.keep(node)));
+        }
         let hash = catar::name_hash(name);
         let candidates: Vec<Item> = match self.room.dirs.get(&(self.tree_id, parent.entry_offset)) {
             Some(dir) => dir.candidates(hash).copied().collect(),
@@ -215,7 +241,8 @@ impl Tree {
             }
         };
         for item in candidates {
-            if let Some(child) = self.read_child(parent, &item, None).await?
+            // A directory is looked into as the next thing, and that begins at its end.
+            if let Some(child) = meanwhile(&self.blob, item.end, self.read_child(parent, &item, None)).await?
                 && child.name == name
             {
                 return Ok(Some(child.node));
@@ -267,6 +294,15 @@ impl Tree {
     /// # Errors
     /// The file is not a regular one, or its bytes cannot be had.
     pub async fn read(&self, node: &Node, offset: u64, len: u32) -> Result<Bytes, TreeError> {
+        self.touch();
+        let confirmed;
+        let node = match offset == 0 && self.table().is_some() {
+            true => {
+                confirmed = self.confirmed(node).await?;
+                confirmed.as_deref().unwrap_or(node)
+            }
+            false => node,
+        };
         let Content::File { offset: payload, size } = node.content else { return Err(TreeError::NotFound) };
         let n_bytes = size.saturating_sub(offset).min(u64::from(len));
         if n_bytes == 0 {
@@ -320,6 +356,21 @@ impl Tree {
             node = child.node;
         }
         Err(TreeError::Damaged("directories are nested too deep".to_owned()))
+    }
+}
+
+/// Does some work, and has what the node that ends at `end` ends with fetched at the same time. Neither waits for the other.
+async fn meanwhile<T>(blob: &Blob, end: u64, work: impl Future<Output = T>) -> T {
+    let tail = [end.saturating_sub(Tail::BYTES as u64)];
+    let fetching = async {
+        // A fetch goes on when nobody waits for it; what cannot be had is an error when it is read.
+        drop(blob.pin(&tail, 0).await);
+        std::future::pending::<std::convert::Infallible>().await
+    };
+    tokio::select! {
+        biased;
+        never = fetching => match never {},
+        done = work => done,
     }
 }
 

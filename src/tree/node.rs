@@ -58,6 +58,8 @@ pub struct Node {
     pub xattrs: Box<[(Bytes, Bytes)]>,
     /// The content.
     pub content: Content,
+    /// Subdirectories of a directory, where a metadata table tells.
+    pub n_subdirectories: Option<u32>,
 }
 
 /// The inode number of the file whose ENTRY lies at an offset.
@@ -103,6 +105,7 @@ impl Node {
             inode_flags: to_fs_flags(parsed.entry.flags),
             xattrs,
             content,
+            n_subdirectories: None,
         })
     }
 

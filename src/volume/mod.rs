@@ -7,6 +7,7 @@
 //! * [`open`] puts store, cache, blob and tree together for what a user names; [`live`] is what they are while the volume is served.
 //! * [`retune`] changes its stores and limits meanwhile.
 //! * [`trust`] says what an index must be before anything of it is used.
+//! * [`table`] finds, keeps and makes the metadata table of a tree.
 //! * [`VolumeError`] carries its errno and the numbered site of every EIO.
 //!
 //! Invariants: a volume is immutable, so that the kernel may keep what it learns for ever, but where [`Volume::lasts`] says less; a future that finds all it needs in
@@ -20,6 +21,7 @@ pub mod open;
 pub mod retune;
 pub mod show;
 pub mod sources;
+pub mod table;
 pub mod tree;
 pub mod trust;
 

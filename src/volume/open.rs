@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::collection;
 use super::image::{ImageConfig, ImageVolume};
 use super::sources::Sources;
+use super::table::{self, TablePlaces};
 use super::tree::TreeVolume;
 use super::trust::refuse_plain_archive;
 use super::{Live, LiveVolume, Part, Show, Volume};
@@ -78,6 +79,8 @@ pub struct MemoryPlan {
     pub reply_bytes: u64,
     /// Parsed directories and files.
     pub tree: TreeConfig,
+    /// The same of the walk that makes a metadata table.
+    pub build: TreeConfig,
 }
 
 impl MemoryPlan {
@@ -86,9 +89,9 @@ impl MemoryPlan {
         let sixteenth = budget_bytes / 16;
         let tree_bytes = usize::try_from(sixteenth).unwrap_or(usize::MAX);
         Self {
-            memory_tier_bytes: budget_bytes - 8 * sixteenth,
-            // Half of the tier, so that what was read ahead is still there when its reader comes.
-            ahead_bytes: 4 * sixteenth,
+            memory_tier_bytes: budget_bytes - 9 * sixteenth,
+            // About half of the tier, so that what was read ahead is still there when its reader comes.
+            ahead_bytes: 3 * sixteenth,
             window_bytes: None,
             inflight_bytes: 2 * sixteenth,
             reply_bytes: 2 * sixteenth,
@@ -97,6 +100,12 @@ impl MemoryPlan {
                 table_bytes: tree_bytes,
                 listing_bytes: tree_bytes,
                 pinned_bytes: sixteenth,
+            },
+            build: TreeConfig {
+                node_bytes: tree_bytes / 8,
+                table_bytes: tree_bytes / 8,
+                listing_bytes: tree_bytes / 4,
+                pinned_bytes: sixteenth / 2,
             },
         }
     }
@@ -113,6 +122,8 @@ pub struct Opened {
     pub location: FileLocation,
     /// The file's modification time.
     pub mtime: SystemTime,
+    /// Where its metadata table may lie.
+    pub tables: TablePlaces,
 }
 
 /// Opens an index or archive for reading.
@@ -142,6 +153,7 @@ pub(super) async fn open_with(
     let shown = location.to_string();
     let fail = |why: &dyn ToString| OpenError::new(&shown, why.to_string());
     let trust = &sources.config().trust;
+    let tables = sources.table_places(location)?;
     let claimed = SpecKind::by_suffix(location.file_name());
     let kind = match location {
         FileLocation::Local(path) => kind_of(&local_head(path).map_err(|error| fail(&error))?),
@@ -174,7 +186,7 @@ pub(super) async fn open_with(
                     (Blob::File(blob), mtime.unwrap_or(SystemTime::UNIX_EPOCH))
                 }
             };
-            return Ok(Opened { kind: SpecKind::Archive, blob, location: location.clone(), mtime });
+            return Ok(Opened { kind: SpecKind::Archive, blob, location: location.clone(), mtime, tables });
         }
         (Kind::Other, None) => {
             return Err(fail(&"it is neither an index (.caibx, .caidx) nor an archive (.catar)"));
@@ -191,7 +203,7 @@ pub(super) async fn open_with(
         None if suggests_archive || begins_with_archive(&blob).await => SpecKind::ArchiveIndex,
         None => SpecKind::BlobIndex,
     };
-    Ok(Opened { kind, blob, location: location.clone(), mtime })
+    Ok(Opened { kind, blob, location: location.clone(), mtime, tables })
 }
 
 /// The first bytes of a local file.
@@ -214,7 +226,9 @@ pub async fn open_tree(opened: Opened, plan: &MemoryPlan) -> Result<Tree, OpenEr
     if opened.kind == SpecKind::BlobIndex {
         return Err(OpenError::new(&shown, "it is the index of a blob, not of a directory tree"));
     }
-    Tree::open(opened.blob, plan.tree).await.map_err(|error| OpenError::new(&shown, error))
+    let tree = Tree::open(opened.blob, plan.tree).await.map_err(|error| OpenError::new(&shown, error))?;
+    table::attach_at_hand(&tree, &opened.tables, opened.mtime).await;
+    Ok(tree)
 }
 
 /// Opens what a mount serves. With `on_file`, the mountpoint is a regular file and becomes the image.
@@ -232,7 +246,8 @@ pub async fn open_volume(
     }
     let plan = MemoryPlan { window_bytes: config.ahead.window_bytes, ..MemoryPlan::new(config.memory_bytes) };
     let fetch_timeout = fetch_timeout(config.io_timeout);
-    let opened = open_blob(location, &config.sources, &plan, fetch_timeout, report).await?;
+    let mut opened = open_blob(location, &config.sources, &plan, fetch_timeout, report).await?;
+    opened.tables.obey(&config.keep, &config.sources.trust);
     let show = Show::new(&config.show);
     let source = location.to_string();
     let live = Arc::new(Live::new(location.clone(), config.clone(), Arc::clone(report)));
@@ -251,7 +266,9 @@ pub async fn open_volume(
         let volume = Arc::new(ImageVolume::new(opened.blob, image, Arc::clone(report)));
         return Ok(LiveVolume { volume, live });
     }
+    let (tables, mtime) = (opened.tables.clone(), opened.mtime);
     let tree = Arc::new(open_tree(opened, &plan).await?);
+    table::background::start(&tree, tables, mtime, &plan);
     live.add(part(Some(Arc::clone(&tree))));
     let volume = TreeVolume::new(tree, show, source, Arc::clone(report));
     if (volume.root_kind() == super::FileKind::Directory) == on_file {

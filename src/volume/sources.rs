@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use super::open::{MemoryPlan, OpenError};
+use super::table::TablePlaces;
 use super::trust;
 use crate::blob::source::{IndexBytes, MAX_INDEX_BYTES};
 use crate::cache::ahead::AheadBudget;
@@ -390,6 +391,20 @@ impl Sources {
         let (disk, report, room) = (self.tiers.disk.clone(), Arc::clone(&self.report), Arc::clone(&self.room));
         let blocks = Blocks::sharing(remote, disk, self.block_config, report, room);
         Ok((blocks.with_ahead(Arc::clone(&self.ahead)), mtime))
+    }
+
+    /// Where the metadata table of what lies at a location may be.
+    ///
+    /// # Errors
+    /// The options of its store cannot be found.
+    pub fn table_places(&self, location: &FileLocation) -> Result<TablePlaces, OpenError> {
+        let options = match location {
+            FileLocation::Remote { directory_text, .. } => {
+                Some(self.resolve(directory_text)?.first().map(|spec| spec.options.clone()).unwrap_or_default())
+            }
+            FileLocation::Local(_) | FileLocation::Stdio => None,
+        };
+        Ok(TablePlaces::new(self.tiers.disk.clone(), location, options, self.config.offline))
     }
 
     /// The first bytes of a file of a store.

@@ -174,6 +174,7 @@ impl Shared {
                 n_chunks.map(|n_chunks| n_chunks.to_string())
             }
             (b"fetches", _) if node.ino() == ROOT_INO => Some(self.report.n_fetches.get().to_string()),
+            (b"table", _) if node.ino() == ROOT_INO => Some(self.tree.table_state().to_string()),
             (b"eio", _) if node.ino() == ROOT_INO => Some(self.report.eio_text()),
             _ => None,
         };

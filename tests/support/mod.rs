@@ -9,6 +9,7 @@
 //! * [`scratch`]: directories that vanish, whatever was put into them.
 //! * [`mounted`]: mounts that are undone and servers that are ended, also when a test panics.
 //! * [`corner`]: a directory tree with everything that is hard to keep: ACLs, capabilities, devices, odd names.
+//! * [`generated`]: an archive of as many files as one wants, made without them.
 //! * [`blob`]: deterministic noise.
 //! * [`listing`]: a tree as a table, to compare a mount with its source.
 //!
@@ -19,6 +20,7 @@
 pub mod blob;
 pub mod certificates;
 pub mod corner;
+pub mod generated;
 pub mod http;
 pub mod listing;
 pub mod mounted;

@@ -61,10 +61,14 @@ impl Workplace {
         Err(io::Error::other("no directory for temporary files can be made"))
     }
 
+    /// A path for a file that is written elsewhere than here.
+    pub(super) fn new_path(&self) -> PathBuf {
+        self.path.join(self.next_name.fetch_add(1, Ordering::Relaxed).to_string())
+    }
+
     /// Writes a file and moves it to its place; `false` when that was taken. The directory of `target` is made when it is missing.
     pub(super) fn write(&self, target: &Path, content: &[&[u8]], mode: u32, taken: Taken) -> io::Result<bool> {
-        let name = self.next_name.fetch_add(1, Ordering::Relaxed);
-        let temporary = Temporary(self.path.join(name.to_string()));
+        let temporary = Temporary(self.new_path());
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary.0)?;
         for part in content {
             file.write_all(part)?;
