@@ -81,7 +81,7 @@ const SERVER: Names = &[
 ];
 
 /// Every verb with its arguments and flags.
-const VERBS: [(&str, Names, &[Names]); 16] = [
+const VERBS: [(&str, Names, &[Names]); 17] = [
     ("mount", &["<SPEC>", "<DIR>"], &[STORES, TRUST, ACCESS, MOUNT]),
     ("umount", &["<DIR>"], &[&["-z, --lazy"]]),
     (
@@ -155,6 +155,7 @@ const VERBS: [(&str, Names, &[Names]); 16] = [
     ),
     ("index-server", &[], &[SERVER, ACCESS, &["-s, --store", "-w, --writable"]]),
     ("config", &["[LOCATION]"], &[STORES, TRUST, ACCESS, &["--json"]]),
+    ("completions", &["<SHELL>"], &[]),
     ("demo", &["[DIR]"], &[]),
 ];
 

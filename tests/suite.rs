@@ -12,6 +12,7 @@ mod inspect;
 mod interop;
 mod layering;
 mod ls;
+mod manual;
 mod mirrors;
 mod model;
 mod mount;

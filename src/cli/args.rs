@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand};
 
+use super::manual::{CompletionsArgs, ManualArgs};
 use super::option_flags::OptionFlags;
 use super::serve_flags::{ChunkServerArgs, IndexServerArgs};
 use super::sign::SignArgs;
@@ -70,6 +71,11 @@ pub enum Verb {
     /// The far end of a push over the casync protocol, on standard input and output.
     #[command(hide = true)]
     Push(ProtocolArgs),
+    /// Print what a shell needs to complete command lines.
+    Completions(CompletionsArgs),
+    /// Write the man pages.
+    #[command(hide = true)]
+    Manual(ManualArgs),
     /// Show it working: pack a directory, mount it lazily, read from it, unmount.
     Demo(DemoArgs),
 }
@@ -93,7 +99,7 @@ impl Verb {
             Self::ChunkServer(args) => Some(&mut args.server.access.config_file),
             Self::IndexServer(args) => Some(&mut args.server.access.config_file),
             Self::Pull(args) | Self::Push(args) => Some(&mut args.access.config_file),
-            Self::Umount(_) | Self::Demo(_) => None,
+            Self::Umount(_) | Self::Completions(_) | Self::Manual(_) | Self::Demo(_) => None,
         }
     }
 }

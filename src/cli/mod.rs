@@ -13,6 +13,7 @@ mod demo;
 mod inspect;
 mod ls;
 mod make;
+pub mod manual;
 mod mount;
 mod option_flags;
 mod output;
@@ -88,6 +89,8 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Config(args) => config::run(&args),
         Verb::Pull(args) => pull::pull(&args, rate_limit.as_deref()),
         Verb::Push(args) => pull::push(&args),
+        Verb::Completions(args) => manual::completions(&args),
+        Verb::Manual(args) => manual::write(&args),
         Verb::Demo(args) => demo::run(&args),
     };
     match done {
