@@ -81,7 +81,7 @@ const SERVER: Names = &[
 ];
 
 /// Every verb with its arguments and flags.
-const VERBS: [(&str, Names, &[Names]); 21] = [
+const VERBS: [(&str, Names, &[Names]); 22] = [
     ("mount", &["<SPEC>", "<DIR>"], &[STORES, TRUST, ACCESS, MOUNT]),
     ("umount", &["<DIR>"], &[&["-z, --lazy"]]),
     ("status", &["[DIR]"], &[&["--json"]]),
@@ -161,6 +161,7 @@ const VERBS: [(&str, Names, &[Names]); 21] = [
     ),
     ("index-server", &[], &[SERVER, ACCESS, &["-s, --store", "-w, --writable"]]),
     ("config", &["[LOCATION]"], &[STORES, TRUST, ACCESS, &["--json"]]),
+    ("completions", &["<SHELL>"], &[]),
     ("demo", &["[DIR]"], &[]),
 ];
 

@@ -14,6 +14,7 @@ mod inspect;
 mod interop;
 mod layering;
 mod ls;
+mod manual;
 mod mirrors;
 mod model;
 mod mount;

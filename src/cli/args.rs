@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Parser, Subcommand};
 
 use super::abort::AbortArgs;
+use super::manual::{CompletionsArgs, ManualArgs};
 use super::map::MapArgs;
 use super::option_flags::OptionFlags;
 use super::reload::ReloadArgs;
@@ -85,6 +86,11 @@ pub enum Verb {
     /// The far end of a push over the casync protocol, on standard input and output.
     #[command(hide = true)]
     Push(ProtocolArgs),
+    /// Print what a shell needs to complete command lines.
+    Completions(CompletionsArgs),
+    /// Write the man pages.
+    #[command(hide = true)]
+    Manual(ManualArgs),
     /// Show it working: pack a directory, mount it lazily, read from it, unmount.
     Demo(DemoArgs),
 }
@@ -114,6 +120,8 @@ impl Verb {
             | Self::Map(_)
             | Self::Reload(_)
             | Self::Abort(_)
+            | Self::Completions(_)
+            | Self::Manual(_)
             | Self::Demo(_) => None,
         }
     }

@@ -18,6 +18,7 @@ mod helper;
 mod inspect;
 mod ls;
 mod make;
+pub mod manual;
 mod map;
 mod mount;
 mod option_flags;
@@ -111,6 +112,8 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Config(args) => config::run(&args),
         Verb::Pull(args) => pull::pull(&args, rate_limit.as_deref()),
         Verb::Push(args) => pull::push(&args),
+        Verb::Completions(args) => manual::completions(&args),
+        Verb::Manual(args) => manual::write(&args),
         Verb::Demo(args) => demo::run(&args),
     };
     match done {

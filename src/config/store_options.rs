@@ -73,6 +73,8 @@ pub struct StoreOption {
     pub kind: Kind,
     /// What holds when nothing is said, in TOML; `None` for nothing.
     pub default: Option<&'static str>,
+    /// What it means, in a sentence without its full stop.
+    pub help: &'static str,
 }
 
 impl StoreOption {
@@ -158,41 +160,74 @@ pub const TOGETHER: &[(&str, &[&str])] = &[
     ("client-cert", &["client-key"]),
 ];
 
-const fn option(name: &'static str, scope: Scope, kind: Kind) -> StoreOption {
-    StoreOption { name, scope, kind, default: None }
+const fn option(name: &'static str, help: &'static str, scope: Scope, kind: Kind) -> StoreOption {
+    StoreOption { name, scope, kind, default: None, help }
 }
 
-const fn with_default(name: &'static str, scope: Scope, default: &'static str, kind: Kind) -> StoreOption {
-    StoreOption { name, scope, kind, default: Some(default) }
+const fn with_default(
+    name: &'static str,
+    help: &'static str,
+    scope: Scope,
+    default: &'static str,
+    kind: Kind,
+) -> StoreOption {
+    StoreOption { name, scope, kind, default: Some(default), help }
 }
 
 /// Everything that can be set, in the order it is shown.
 pub const STORE_OPTIONS: &[StoreOption] = &[
     with_default(
         "uncompressed",
+        "Chunks lie in this store as they are, not compressed with zstd",
         Scope::Any,
         "false",
         Kind::Switch(|draft, yes| draft.options.layout.form = if yes { Form::Plain } else { Form::Compressed }),
     ),
-    with_default("encryption", Scope::Any, "false", Kind::Switch(|draft, yes| draft.encryption = Some(yes))),
+    with_default(
+        "encryption",
+        "Chunks are encrypted in this store, as desync does it; needs encryption-key",
+        Scope::Any,
+        "false",
+        Kind::Switch(|draft, yes| draft.encryption = Some(yes)),
+    ),
     option(
         "encryption-algorithm",
+        "The cipher; xchacha20-poly1305 when nothing is said",
         Scope::Any,
         Kind::Text(Texts::OneOf(&["xchacha20-poly1305", "aes-256-gcm"]), |draft, text| {
             draft.algorithm = text.parse().unwrap_or_default();
         }),
     ),
-    option("encryption-key", Scope::Any, Kind::Secret(|draft, secret| draft.key = Some(secret))),
-    with_default("skip-verify", Scope::Any, "false", Kind::Switch(|draft, yes| draft.options.skip_verify = yes)),
-    with_default("timeout", Scope::Any, "\"60s\"", Kind::Span(|draft, span| draft.options.request_timeout = span)),
+    option(
+        "encryption-key",
+        "The key of the encryption: 64 hexadecimal digits",
+        Scope::Any,
+        Kind::Secret(|draft, secret| draft.key = Some(secret)),
+    ),
+    with_default(
+        "skip-verify",
+        "Chunks of this store are handed on unverified where they are only passed along: by a chunk server, into a cache that is a store. What is read through a mount or a verb is verified whatever is set",
+        Scope::Any,
+        "false",
+        Kind::Switch(|draft, yes| draft.options.skip_verify = yes),
+    ),
+    with_default(
+        "timeout",
+        "How long one request may take, from connecting to its last byte",
+        Scope::Any,
+        "\"60s\"",
+        Kind::Span(|draft, span| draft.options.request_timeout = span),
+    ),
     with_default(
         "error-retry",
+        "How often a failed request is made again, if its failure can pass",
         Scope::Any,
         "3",
         Kind::Count(0..=MAX_RETRIES, |draft, n| draft.options.retry.n_retries = n as u32),
     ),
     with_default(
         "error-retry-base-interval",
+        "The first wait before that; each later one is twice as long, up to a limit",
         Scope::Any,
         "\"200ms\"",
         Kind::Span(|draft, span| {
@@ -203,64 +238,178 @@ pub const STORE_OPTIONS: &[StoreOption] = &[
     ),
     with_default(
         "concurrency",
+        "Sessions to this store at a time",
         Scope::Any,
         "10",
         Kind::Count(1..=MAX_CONCURRENCY, |draft, n| draft.options.concurrency = n as usize),
     ),
-    option("client-cert", Scope::Tls, Kind::Path(|draft, path| draft.options.http.client_cert = Some(path))),
-    option("client-key", Scope::Tls, Kind::Path(|draft, path| draft.options.http.client_key = Some(path))),
-    option("ca-cert", Scope::Tls, Kind::Path(|draft, path| draft.options.http.ca_cert = Some(path))),
+    option(
+        "client-cert",
+        "Certificate to show to the server (PEM); goes with client-key",
+        Scope::Tls,
+        Kind::Path(|draft, path| draft.options.http.client_cert = Some(path)),
+    ),
+    option(
+        "client-key",
+        "Key of the certificate (PEM)",
+        Scope::Tls,
+        Kind::Path(|draft, path| draft.options.http.client_key = Some(path)),
+    ),
+    option(
+        "ca-cert",
+        "Certificates to trust beside the system's (PEM)",
+        Scope::Tls,
+        Kind::Path(|draft, path| draft.options.http.ca_cert = Some(path)),
+    ),
     with_default(
         "trust-insecure",
+        "Accept any certificate",
         Scope::Tls,
         "false",
         Kind::Switch(|draft, yes| draft.options.http.trust_insecure = yes),
     ),
-    option("http-auth", Scope::Http, Kind::Secret(|draft, secret| draft.options.http.authorization = Some(secret))),
-    option("http-cookie", Scope::Http, Kind::Secret(|draft, secret| draft.options.http.cookie = Some(secret))),
+    option(
+        "http-auth",
+        "Value of the Authorization header",
+        Scope::Http,
+        Kind::Secret(|draft, secret| draft.options.http.authorization = Some(secret)),
+    ),
+    option(
+        "http-cookie",
+        "Value of the Cookie header",
+        Scope::Http,
+        Kind::Secret(|draft, secret| draft.options.http.cookie = Some(secret)),
+    ),
     option(
         "s3-access-key",
+        "Access key; goes with s3-secret-key",
         Scope::S3,
         Kind::Secret(|draft, secret| draft.options.s3.access_key = Some(secret.expose().to_owned())),
     ),
-    option("s3-secret-key", Scope::S3, Kind::Secret(|draft, secret| draft.options.s3.secret_key = Some(secret))),
-    option("s3-session-token", Scope::S3, Kind::Secret(|draft, secret| draft.options.s3.session_token = Some(secret))),
-    option("s3-credentials-file", Scope::S3, Kind::Path(|draft, path| draft.options.s3.credentials_file = Some(path))),
-    option("s3-profile", Scope::S3, Kind::Text(Texts::Any, |draft, text| draft.options.s3.profile = Some(text))),
-    option("s3-region", Scope::S3, Kind::Text(Texts::Any, |draft, text| draft.options.s3.region = Some(text))),
-    with_default("s3-anonymous", Scope::S3, "false", Kind::Switch(|draft, yes| draft.options.s3.anonymous = yes)),
-    option("s3-more", Scope::S3, Kind::Pairs(|draft, pairs| draft.options.s3.more = pairs)),
+    option(
+        "s3-secret-key",
+        "Secret key",
+        Scope::S3,
+        Kind::Secret(|draft, secret| draft.options.s3.secret_key = Some(secret)),
+    ),
+    option(
+        "s3-session-token",
+        "Session token of temporary keys",
+        Scope::S3,
+        Kind::Secret(|draft, secret| draft.options.s3.session_token = Some(secret)),
+    ),
+    option(
+        "s3-credentials-file",
+        "A file of AWS credentials, instead of ~/.aws/credentials",
+        Scope::S3,
+        Kind::Path(|draft, path| draft.options.s3.credentials_file = Some(path)),
+    ),
+    option(
+        "s3-profile",
+        "The profile in it",
+        Scope::S3,
+        Kind::Text(Texts::Any, |draft, text| draft.options.s3.profile = Some(text)),
+    ),
+    option(
+        "s3-region",
+        "Region of the bucket",
+        Scope::S3,
+        Kind::Text(Texts::Any, |draft, text| draft.options.s3.region = Some(text)),
+    ),
+    with_default(
+        "s3-anonymous",
+        "Requests are not signed",
+        Scope::S3,
+        "false",
+        Kind::Switch(|draft, yes| draft.options.s3.anonymous = yes),
+    ),
+    option(
+        "s3-more",
+        "Further settings of the S3 client, by their names in it",
+        Scope::S3,
+        Kind::Pairs(|draft, pairs| draft.options.s3.more = pairs),
+    ),
     option(
         "gcs-credentials-file",
+        "A service account's key, or application default credentials",
         Scope::Gcs,
         Kind::Path(|draft, path| draft.options.gcs.credentials_file = Some(path)),
     ),
     option(
         "gcs-endpoint",
+        "Another server than Google's, such as an emulator",
         Scope::Gcs,
         Kind::Text(Texts::Server, |draft, text| draft.options.gcs.endpoint = Some(text)),
     ),
-    with_default("gcs-anonymous", Scope::Gcs, "false", Kind::Switch(|draft, yes| draft.options.gcs.anonymous = yes)),
-    option("oci-username", Scope::Oci, Kind::Text(Texts::Any, |draft, text| draft.options.oci.username = Some(text))),
-    option("oci-password", Scope::Oci, Kind::Secret(|draft, secret| draft.options.oci.password = Some(secret))),
-    option("docker-config", Scope::Oci, Kind::Path(|draft, path| draft.options.oci.docker_config = Some(path))),
+    with_default(
+        "gcs-anonymous",
+        "Requests carry no login",
+        Scope::Gcs,
+        "false",
+        Kind::Switch(|draft, yes| draft.options.gcs.anonymous = yes),
+    ),
+    option(
+        "oci-username",
+        "Login at the registry; goes with oci-password",
+        Scope::Oci,
+        Kind::Text(Texts::Any, |draft, text| draft.options.oci.username = Some(text)),
+    ),
+    option(
+        "oci-password",
+        "Password at the registry",
+        Scope::Oci,
+        Kind::Secret(|draft, secret| draft.options.oci.password = Some(secret)),
+    ),
+    option(
+        "docker-config",
+        "A config.json of docker or podman with logins",
+        Scope::Oci,
+        Kind::Path(|draft, path| draft.options.oci.docker_config = Some(path)),
+    ),
     with_default(
         "ssh-program",
+        "The program that connects for ssh://",
         Scope::Ssh,
         "\"ssh\"",
         Kind::Program(|draft, path| draft.options.ssh.program = path.into()),
     ),
     with_default(
         "ssh-remote-command",
+        "The program that it runs at the other end",
         Scope::Ssh,
         "\"casync\"",
         Kind::Text(Texts::Any, |draft, text| draft.options.ssh.remote_command = text),
     ),
-    option("ssh-identity-file", Scope::Ssh, Kind::Paths(|draft, paths| draft.options.ssh.identity_files = paths)),
-    option("ssh-known-hosts", Scope::Ssh, Kind::Path(|draft, path| draft.options.ssh.known_hosts = Some(path))),
-    option("ssh-agent-socket", Scope::Ssh, Kind::Path(|draft, path| draft.options.ssh.agent_socket = Some(path))),
-    option("ssh-home", Scope::Ssh, Kind::Path(|draft, path| draft.options.ssh.home = Some(path))),
-    option("ssh-user", Scope::Ssh, Kind::Text(Texts::Any, |draft, text| draft.options.ssh.user = Some(text))),
+    option(
+        "ssh-identity-file",
+        "Private keys to log in with over sftp://, tried before those of the agent",
+        Scope::Ssh,
+        Kind::Paths(|draft, paths| draft.options.ssh.identity_files = paths),
+    ),
+    option(
+        "ssh-known-hosts",
+        "Host keys to accept over sftp://",
+        Scope::Ssh,
+        Kind::Path(|draft, path| draft.options.ssh.known_hosts = Some(path)),
+    ),
+    option(
+        "ssh-agent-socket",
+        "Socket of the agent to ask for keys",
+        Scope::Ssh,
+        Kind::Path(|draft, path| draft.options.ssh.agent_socket = Some(path)),
+    ),
+    option(
+        "ssh-home",
+        "The home directory whose .ssh is looked into",
+        Scope::Ssh,
+        Kind::Path(|draft, path| draft.options.ssh.home = Some(path)),
+    ),
+    option(
+        "ssh-user",
+        "Who logs in when the location does not say",
+        Scope::Ssh,
+        Kind::Text(Texts::Any, |draft, text| draft.options.ssh.user = Some(text)),
+    ),
 ];
 
 /// Values by the options' places in [`STORE_OPTIONS`], each with what the caller keeps beside it.

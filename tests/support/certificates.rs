@@ -25,6 +25,11 @@ pub struct Certificates {
 impl Certificates {
     /// Makes new ones in a directory.
     pub fn make(dir: &Path) -> Self {
+        Self::make_for(dir, &[])
+    }
+
+    /// Makes new ones for a server that has more names.
+    pub fn make_for(dir: &Path, names: &[&str]) -> Self {
         let write = |name: &str, text: String| {
             let path = dir.join(name);
             fs::write(&path, text).expect("the directory can be written to");
@@ -38,8 +43,8 @@ impl Certificates {
         let ca = write("ca.pem", params.self_signed(&key).expect("a CA can be made").pem());
         let issuer = Issuer::new(params, key);
         let leaf = |name: &str, usage: ExtendedKeyUsagePurpose| {
-            let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
-            let mut params = CertificateParams::new(names).expect("good names");
+            let names = ["127.0.0.1", "localhost"].iter().chain(names).map(|name| (*name).to_owned());
+            let mut params = CertificateParams::new(names.collect::<Vec<_>>()).expect("good names");
             params.distinguished_name.push(DnType::CommonName, name);
             params.extended_key_usages = vec![usage];
             let key = KeyPair::generate().expect("a key can be made");
