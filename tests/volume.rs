@@ -74,7 +74,7 @@ pub fn blob(bytes: &[u8], chunk_bytes: usize, script: impl Fn(ChunkId, u64) -> F
     let config = CacheConfig {
         memory_bytes: 1 << 24,
         inflight_bytes: 1 << 22,
-        fetch_timeout: Duration::from_millis(200),
+        fetch_timeout: Duration::from_secs(5),
         is_offline: false,
     };
     Blob::Chunked(ChunkedBlob::new(index, "in memory", Cache::new(store, config, Arc::default()), 1 << 22))
