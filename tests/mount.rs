@@ -6,7 +6,7 @@ mod place;
 mod shown;
 
 use std::collections::BTreeMap;
-use std::fs::{self};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::support::is_root;
@@ -36,6 +36,17 @@ fn make(scratch: &Scratch, content: &[u8]) -> (PathBuf, PathBuf) {
     let (index, store, blob) = (scratch.join("disk.caibx"), scratch.join("disk.castr"), scratch.file("blob", content));
     run(caifs().args(["make", "-s"]).arg(&store).arg(&index).arg(&blob)).ok();
     (index, store)
+}
+
+/// An image with its store and a mountpoint; nothing where it cannot be mounted.
+fn image(content: &[u8]) -> Option<(Scratch, PathBuf, PathBuf, PathBuf)> {
+    if !can_mount() {
+        return None;
+    }
+    let scratch = Scratch::new();
+    let (index, store) = make(&scratch, content);
+    let mountpoint = scratch.dir("m");
+    Some((scratch, index, store, mountpoint))
 }
 
 pub fn mount_with(spec: &Path, store: Option<&Path>, mountpoint: &Path, options: &[&str]) -> Result<Mounted, String> {

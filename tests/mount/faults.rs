@@ -10,17 +10,12 @@ use crate::support::mounted::is_mountpoint;
 use crate::support::run::{caifs, run};
 use crate::support::scratch::Scratch;
 
-use super::{can_mount, make, mount, mount_with};
+use super::{can_mount, image, mount, mount_with};
 
 #[test]
 fn missing_and_bad_chunks_are_eio_and_the_rest_goes_on() {
-    if !can_mount() {
-        return;
-    }
-    let scratch = Scratch::new();
     let content = noise(2_000_000);
-    let (index, store) = make(&scratch, &content);
-    let mountpoint = scratch.dir("m");
+    let Some((_scratch, index, store, mountpoint)) = image(&content) else { return };
     let ids = run(caifs().arg("list-chunks").arg(&index)).ok().text();
     let ids: Vec<&str> = ids.lines().collect();
     let path = |id: &str| store.join(&id[..4]).join(format!("{id}.cacnk"));
@@ -72,13 +67,8 @@ fn missing_and_bad_chunks_are_eio_and_the_rest_goes_on() {
 
 #[test]
 fn a_store_that_vanishes_is_eio_and_reads_resume_when_it_is_back() {
-    if !can_mount() {
-        return;
-    }
-    let scratch = Scratch::new();
     let content = noise(2_000_000);
-    let (index, store) = make(&scratch, &content);
-    let mountpoint = scratch.dir("m");
+    let Some((scratch, index, store, mountpoint)) = image(&content) else { return };
     let _mounted = mount(&index, Some(&store), &mountpoint);
     let away = scratch.join("away");
     fs::rename(&store, &away).unwrap();
@@ -121,13 +111,8 @@ fn a_changed_index_is_noticed() {
 
 #[test]
 fn a_busy_mount_is_detached_by_sigterm_and_served_until_its_last_file_is_closed() {
-    if !can_mount() {
-        return;
-    }
-    let scratch = Scratch::new();
     let content = noise(1_000_000);
-    let (index, store) = make(&scratch, &content);
-    let mountpoint = scratch.dir("m");
+    let Some((_scratch, index, store, mountpoint)) = image(&content) else { return };
     let mounted = mount(&index, Some(&store), &mountpoint);
     let disk = File::open(mountpoint.join("disk")).unwrap();
     let busy = run(caifs().arg("umount").arg(&mountpoint)).fails();
@@ -149,13 +134,8 @@ fn a_busy_mount_is_detached_by_sigterm_and_served_until_its_last_file_is_closed(
 
 #[test]
 fn after_kill_9_the_same_place_can_be_mounted_again() {
-    if !can_mount() {
-        return;
-    }
-    let scratch = Scratch::new();
     let content = noise(4_000_000);
-    let (index, store) = make(&scratch, &content);
-    let mountpoint = scratch.dir("m");
+    let Some((_scratch, index, store, mountpoint)) = image(&content) else { return };
     for round in 0..3 {
         let mut mounted = mount(&index, Some(&store), &mountpoint);
         // Under load: a reader that is in the middle of it.

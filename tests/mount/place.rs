@@ -1,6 +1,6 @@
 //! Where a mount may be, and what the caller gets.
 
-use std::fs::{self};
+use std::fs;
 use std::path::PathBuf;
 
 use crate::support::blob::noise;
@@ -8,7 +8,7 @@ use crate::support::mounted::is_mountpoint;
 use crate::support::run::{caifs, run};
 use crate::support::scratch::Scratch;
 
-use super::{can_mount, make, mount, mount_with, pack};
+use super::{can_mount, image, make, mount, mount_with, pack};
 
 #[test]
 fn a_tree_on_a_file_is_refused() {
@@ -36,12 +36,7 @@ fn a_mount_that_would_cover_its_store_and_a_remount_are_refused() {
 
 #[test]
 fn a_place_where_a_mount_of_ours_lives_is_refused() {
-    if !can_mount() {
-        return;
-    }
-    let scratch = Scratch::new();
-    let (index, store) = make(&scratch, b"content");
-    let mountpoint = scratch.dir("m");
+    let Some((_scratch, index, store, mountpoint)) = image(b"content") else { return };
     let _mounted = mount(&index, Some(&store), &mountpoint);
     let again = run(caifs().arg("mount").arg(&index).arg(&mountpoint).arg("-s").arg(&store)).fails();
     assert!(again.error_line().contains("already mounted on"), "{}", again.stderr);
@@ -83,12 +78,7 @@ fn bad_input_is_one_clear_line() {
 
 #[test]
 fn a_mount_returns_when_it_is_usable_and_does_not_hold_the_callers_output() {
-    if !can_mount() {
-        return;
-    }
-    let scratch = Scratch::new();
-    let (index, store) = make(&scratch, b"content");
-    let mountpoint = scratch.dir("m");
+    let Some((_scratch, index, store, mountpoint)) = image(b"content") else { return };
     let script = format!(
         "out=$({} mount {} {} -s {}) && cat {}/disk && echo \"[$out]\"",
         env!("CARGO_BIN_EXE_caifs"),

@@ -1,7 +1,7 @@
 //! What a mount shows: attributes and content against the source, refusals to write, owners, the mount table.
 
 use std::fs::{self, File};
-use std::io::{self};
+use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::support::listing::tree_listing;
 use crate::support::run::{caifs, run};
 use crate::support::scratch::Scratch;
 
-use super::{can_mount, contents, make, mount, mount_with, n_fetches, pack};
+use super::{can_mount, contents, image, make, mount, mount_with, n_fetches, pack};
 
 #[test]
 fn a_tree_shows_every_attribute_and_all_content_of_its_source() {
@@ -132,14 +132,9 @@ fn every_change_is_refused_with_erofs() {
 
 #[test]
 fn an_image_is_a_file_in_a_directory_or_the_mountpoint_itself() {
-    if !can_mount() {
-        return;
-    }
-    let scratch = Scratch::new();
     let mut content = noise(5_000_000);
     content[1_000_000..4_000_000].fill(0);
-    let (index, store) = make(&scratch, &content);
-    let mountpoint = scratch.dir("m");
+    let Some((scratch, index, store, mountpoint)) = image(&content) else { return };
     let mounted = mount(&index, Some(&store), &mountpoint);
     assert_eq!(n_fetches(&mountpoint), 0, "mounting a blob fetches no chunk");
     let names: Vec<_> = fs::read_dir(&mountpoint).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -219,12 +214,7 @@ fn procfs_line(mountpoint: &Path) -> String {
 
 #[test]
 fn changing_chattr_flags_is_refused() {
-    if !can_mount() {
-        return;
-    }
-    let scratch = Scratch::new();
-    let (index, store) = make(&scratch, b"content");
-    let mountpoint = scratch.dir("m");
+    let Some((_scratch, index, store, mountpoint)) = image(b"content") else { return };
     let _mounted = mount(&index, Some(&store), &mountpoint);
     let set = run(std::process::Command::new("chattr").arg("+A").arg(mountpoint.join("disk"))).fails();
     assert!(set.stderr.contains("Read-only file system"), "{}", set.stderr);
