@@ -286,7 +286,7 @@ fn keys_are_not_overwritten_and_secret_ones_are_private() {
 
 /// What a mirror can do with a file.
 enum Lie {
-    Flip(usize),
+    Change(usize),
     Is(&'static str),
     Content(Vec<u8>),
     Gone,
@@ -297,9 +297,10 @@ impl Lie {
     fn tell(&self, ground: &Ground, name: &str) {
         let path = ground.path(name);
         match self {
-            Self::Flip(at) => {
+            Self::Change(at) => {
                 let mut bytes = fs::read(&path).unwrap();
-                bytes[*at] ^= 1;
+                // Another character of base64, and another byte of an index.
+                bytes[*at] = if bytes[*at] == b'A' { b'B' } else { b'A' };
                 fs::write(&path, bytes).unwrap();
             }
             Self::Is(other) => drop(fs::copy(ground.path(other), &path).unwrap()),
@@ -318,14 +319,14 @@ fn lies(ground: &Ground) -> Vec<(&'static str, &'static str, Lie, &'static str)>
     let text = fs::read(ground.path(signature)).unwrap();
     let at = |what: &[u8]| text.windows(what.len()).position(|window| window == what).unwrap();
     vec![
-        ("another chunk id", index, Lie::Flip(80), CHANGED),
-        ("another header", index, Lie::Flip(16), CHANGED),
+        ("another chunk id", index, Lie::Change(80), CHANGED),
+        ("another header", index, Lie::Change(16), CHANGED),
         ("an empty index", index, Lie::Content(Vec::new()), CHANGED),
         ("another index", index, Lie::Is("older.caidx"), CHANGED),
         ("another signature", signature, Lie::Is("older.caidx.minisig"), CHANGED),
-        ("a changed signature", signature, Lie::Flip(at(b"\nRU") + 30), CHANGED),
-        ("a changed comment", signature, Lie::Flip(at(b"timestamp")), COMMENT),
-        ("a changed signature of the comment", signature, Lie::Flip(text.len() - 20), COMMENT),
+        ("a changed signature", signature, Lie::Change(at(b"\nRU") + 30), CHANGED),
+        ("a changed comment", signature, Lie::Change(at(b"timestamp")), COMMENT),
+        ("a changed signature of the comment", signature, Lie::Change(text.len() - 20), COMMENT),
         ("a signature of somebody else", signature, Lie::SignedWith("other"), "wrong key: it is signed with key"),
         ("no signature", signature, Lie::Gone, "no signature found: there is no http://"),
         ("an error page", signature, Lie::Content(b"<html>".to_vec()), "not a minisign signature (it does not begin"),

@@ -90,6 +90,10 @@ fn how_to_get(name: &str) -> String {
         "htpasswd" => "apache2-utils",
         "sshd" | "sftp-server" => "openssh-server",
         "ssh" | "ssh-keygen" | "ssh-agent" | "ssh-add" | "sftp" => "openssh-client",
+        "man" => "man-db",
+        "ip" => "iproute2",
+        "script" => "bsdutils",
+        "unshare" | "findmnt" | "losetup" => "util-linux",
         other => other,
     };
     format!("apt-get install {package}")
