@@ -232,7 +232,7 @@ impl Cache {
                 failure = failure.and(hand_over(want_idx, chunk));
                 continue;
             }
-            let follower = match self.shared.inflight.join(want.id, || self.shared.from_memory(&want.id)) {
+            let follower = match self.shared.inflight.join(want.id, || self.shared.in_memory(&want.id)) {
                 Role::Arrived((chunk, _)) => {
                     self.shared.report.n_memory_hits.add(1);
                     failure = failure.and(hand_over(want_idx, chunk));
@@ -363,7 +363,7 @@ impl Shared {
         *self.config.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn from_memory(&self, id: &ChunkId) -> Option<Got<Chunk>> {
+    fn in_memory(&self, id: &ChunkId) -> Option<Got<Chunk>> {
         self.memory.get(id).map(|chunk| (chunk, Source::Memory))
     }
 
