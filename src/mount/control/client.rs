@@ -230,6 +230,8 @@ pub fn ask_place(runtime_dir: &Path, place: &Place, request: &Request) -> Result
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
             Err(ControlError::Silent { mountpoint: place.name(), process: process_behind(&stream), timeout })
         }
+        // It ended while it was asked.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(ControlError::Dead(place.name())),
         Err(error) => Err(ControlError::Socket { socket, error }),
     }
 }
