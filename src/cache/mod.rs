@@ -346,7 +346,7 @@ impl Cache {
                     failure = failure.and(hand_over(want_idx, Ok(chunk)));
                     continue;
                 }
-                let follower = match shared.inflight.join(want.id, || shared.from_memory(&want.id)) {
+                let follower = match shared.inflight.join(want.id, || shared.in_memory(&want.id)) {
                     Role::Arrived((chunk, _)) => {
                         shared.report.n_memory_hits.add(u64::from(is_reader));
                         failure = failure.and(hand_over(want_idx, Ok(chunk)));
@@ -508,7 +508,7 @@ impl Shared {
         *self.config.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn from_memory(&self, id: &ChunkId) -> Option<Got<Chunk>> {
+    fn in_memory(&self, id: &ChunkId) -> Option<Got<Chunk>> {
         self.memory.get(id).map(|chunk| (chunk, Source::Memory))
     }
 

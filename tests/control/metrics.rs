@@ -118,6 +118,8 @@ fn metrics_are_what_prometheus_reads_and_what_happened() {
     let mounted = ground.mount(&["--metrics", &address, "-c", cache.to_str().unwrap()]);
     parse(&get(port, "/metrics").1);
     assert!(fs::read(ground.image()).unwrap() == ground.blob);
+    // What was fetched counts as in flight until it is on disk.
+    ground.until_status("all is kept", super::ground::is_idle);
     let (head, page) = get(port, "/metrics");
     assert!(head.starts_with("HTTP/1.1 200 OK") && head.contains("content-type: text/plain; version=0.0.4"), "{head}");
     let samples = parse(&page);

@@ -1,7 +1,7 @@
 //! The asker's end of control sockets: which mounts there are, and a question to the service of one.
 //!
 //! Invariants: nothing here looks at a mountpoint or into a mount, so nothing here can hang with one; every question has a deadline;
-//! sockets that nobody listens on any more are removed.
+//! sockets of mounts that are gone are removed.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -230,6 +230,8 @@ pub fn ask_place(runtime_dir: &Path, place: &Place, request: &Request) -> Result
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
             Err(ControlError::Silent { mountpoint: place.name(), process: process_behind(&stream), timeout })
         }
+        // It ended while it was asked.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(ControlError::Dead(place.name())),
         Err(error) => Err(ControlError::Socket { socket, error }),
     }
 }
@@ -247,8 +249,8 @@ impl Place {
 fn not_connected(runtime_dir: &Path, place: &Place, socket: PathBuf, error: io::Error) -> ControlError {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => {
-            // The kernel refuses only where nobody listens; the file is of no use to anybody.
-            if paths::check(runtime_dir).is_ok() {
+            // The kernel refuses only where nobody listens. As long as the mount is there, the file says that it once was served.
+            if place.mountpoint.as_os_str().is_empty() && paths::check(runtime_dir).is_ok() {
                 drop(std::fs::remove_file(&socket));
             }
             ControlError::Dead(place.name())
@@ -268,10 +270,16 @@ fn not_connected(runtime_dir: &Path, place: &Place, socket: PathBuf, error: io::
 fn exchange(stream: &mut UnixStream, request: &Request, deadline: Instant) -> io::Result<Answer> {
     stream.set_write_timeout(Some(LOOK_TIMEOUT))?;
     let sent = stream.write_all(&to_line(&Ask { version: VERSION, request: request.clone() }));
-    sent.map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
-        _ => error,
-    })?;
+    match sent {
+        // Who refuses to listen says why, and is gone then.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            return Err(match error.kind() {
+                io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
+                _ => error,
+            });
+        }
+        _ => {}
+    }
     let mut line = Vec::new();
     let mut part = vec![0; 64 << 10];
     loop {

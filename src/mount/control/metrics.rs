@@ -7,6 +7,9 @@ use crate::report::prometheus::{counter, family, gauge, histogram, line, sample}
 use crate::report::{Counter, OPS};
 use crate::store::figures::StoreFigures;
 
+/// One number of many.
+type Column<T> = fn(&T) -> u64;
+
 /// All of it as text. Neither a store nor a disk is asked.
 pub fn render(served: &Served) -> String {
     let mut text = String::new();
@@ -72,7 +75,7 @@ pub fn render(served: &Served) -> String {
         ("replies", reply_use(&parts)),
         ("tree", tree_use(&parts)),
     ];
-    let columns: [(&str, &str, fn(&BudgetUse) -> u64); 3] = [
+    let columns: [(&str, &str, Column<BudgetUse>); 3] = [
         ("caifs_budget_used_bytes", "Bytes of the memory budget in use.", |share| share.used_bytes),
         ("caifs_budget_limit_bytes", "Bytes of the memory budget.", |share| share.limit_bytes),
         ("caifs_budget_waiting", "Who waits for a share of the memory budget.", |share| share.n_waiting as u64),
@@ -130,7 +133,7 @@ fn stores(text: &mut String, stores: &[StoreFigures]) {
             sample(text, name, &[("store", &store.name), ("outcome", outcome)], n);
         }
     }
-    let columns: [(&str, &str, &str, fn(&StoreFigures) -> u64); 4] = [
+    let columns: [(&str, &str, &str, Column<StoreFigures>); 4] = [
         ("caifs_store_found_bytes_total", "counter", "Bytes a store gave, in stored form.", |store| store.found_bytes),
         (
             "caifs_store_hedges_total",

@@ -1,0 +1,225 @@
+//! Other settings for a mount that is served: reload, SIGHUP and remount, also while many read.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use caifs::mount::table::MountTable;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::ground::{Ground, is_idle};
+use crate::mount::can_mount;
+use crate::support::mounted::{Mounted, is_mountpoint};
+use crate::support::run::run;
+use crate::support::scripted::{Scripted, answer};
+
+#[test]
+fn reload_changes_credentials_stores_and_limits_under_load_without_an_error() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new(40_000_000);
+    // A server that asks for a word; which word counts changes.
+    let (accepts, n_old) = (Arc::new(AtomicUsize::new(1)), Arc::new(AtomicUsize::new(0)));
+    let (seen_accepts, seen_old, dir) = (Arc::clone(&accepts), Arc::clone(&n_old), ground.store.clone());
+    let server = Scripted::start(move |_, request| {
+        let accepted = seen_accepts.load(Ordering::SeqCst);
+        let word = match request.header("authorization") {
+            Some("word one") => 1,
+            Some("word two") => 2,
+            _ => 0,
+        };
+        if word == 0 || word & accepted == 0 {
+            seen_old.fetch_add(1, Ordering::SeqCst);
+            return answer("403 Forbidden", "", b"");
+        }
+        let path = request.line.trim_start_matches("GET /");
+        match fs::read(dir.join(path)) {
+            Ok(bytes) => answer("200 OK", "", &bytes),
+            Err(_) => answer("404 Not Found", "", b""),
+        }
+    });
+    let word = ground.scratch.file("word", "word one\n");
+    fs::set_permissions(&word, fs::Permissions::from_mode(0o600)).unwrap();
+    let config = ground.scratch.join("caifs.toml");
+    let configure = |mount: &str| {
+        let text = format!(
+            "[mount]\n{mount}\n[[stores]]\nlocation = \"http://**\"\nhttp-auth = {{ file = \"{}\" }}\n",
+            word.display()
+        );
+        fs::write(&config, text).unwrap();
+    };
+    configure("memory = \"16M\"");
+    let mut mount = ground.caifs(&["mount", "--config"]);
+    mount.arg(&config).arg(&ground.index).arg(&ground.mnt).arg("-s").arg(server.url()).args(["--io-timeout", "20s"]);
+    let mounted = Mounted::by_command(&mut mount, &ground.mnt).unwrap();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..4)
+            .map(|seed| {
+                scope.spawn({
+                    let (ground, is_over) = (&ground, &is_over);
+                    move || ground.read_until(seed, is_over)
+                })
+            })
+            .collect();
+        let reload = || run(ground.caifs(&["reload"]).arg(&ground.mnt));
+        let progress = |what: &str| {
+            let before = ground.status()["totals"]["read_bytes"].as_u64().unwrap();
+            ground.until_status(what, |status| status["totals"]["read_bytes"].as_u64().unwrap() > before + (4 << 20));
+        };
+        progress("readers read with the first word");
+        assert_eq!(reload().ok().text(), "nothing is different; stores are opened anew\n");
+        // Both words hold for a moment, as they do wherever credentials are rotated.
+        accepts.store(3, Ordering::SeqCst);
+        fs::write(&word, "word two\n").unwrap();
+        let said = reload().ok().text();
+        assert_eq!(said, format!("changed  http-auth of {}\n", server.url()));
+        progress("readers read with the second word");
+        accepts.store(2, Ordering::SeqCst);
+        n_old.store(0, Ordering::SeqCst);
+        progress("readers go on");
+        assert_eq!(n_old.load(Ordering::SeqCst), 0, "nobody uses the first word any more");
+
+        configure("memory = \"32M\"\nio-timeout = \"21s\"\nuid = 7");
+        let said = reload().ok().text();
+        assert_eq!(said, "changed  memory: 16M -> 32M\nnot now  uid: default -> 7 (unmount and mount again)\n");
+        assert_eq!(ground.status()["tiers"][0]["limit_bytes"], 16 << 20);
+        fs::write(&config, "[mount]\nmemory = \"64M\"\nio-timeot = \"9s\"\n").unwrap();
+        let wrong = reload().fails();
+        let line = wrong.error_line();
+        assert!(line.contains("nothing is changed: ") && line.contains("unknown key \"io-timeot\""), "{line}");
+        assert_eq!(ground.status()["tiers"][0]["limit_bytes"], 16 << 20);
+        // What was not there when it was mounted: a second store; told by signal.
+        fs::write(
+            &config,
+            format!(
+                "[mount]\nmemory = \"20M\"\n[[stores]]\nlocation = \"http://**\"\nhttp-auth = {{ file = \"{}\" }}\n",
+                word.display()
+            ),
+        )
+        .unwrap();
+        kill(Pid::from_raw(mounted.pids()[0]), Signal::SIGHUP).unwrap();
+        ground.until_status("the signal is heard", |status| status["tiers"][0]["limit_bytes"] == 10 << 20);
+        progress("readers go on after the signal");
+        is_over.store(true, Ordering::SeqCst);
+        for reader in readers {
+            assert!(reader.join().unwrap() > 0);
+        }
+    });
+    let status = ground.status();
+    assert_eq!((&status["totals"]["n_eio"], &status["totals"]["n_panics"]), (&0.into(), &0.into()), "{status}");
+    ground.until_status("nobody waits any more", is_idle);
+    assert!(
+        status["budget"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|share| share["used_bytes"].as_u64() <= share["limit_bytes"].as_u64())
+    );
+    assert!(mounted.end());
+}
+
+#[test]
+fn reload_all_reaches_every_mount_and_stores_in_a_file_are_read_again() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new(3_000_000);
+    let empty = ground.scratch.dir("empty");
+    let second = ground.scratch.dir("second");
+    let stores = ground.scratch.join("stores.json");
+    fs::write(&stores, format!("{{\"stores\": [{empty:?}]}}")).unwrap();
+    let mut mount = ground.caifs(&["mount", "--store-file"]);
+    mount.arg(&stores).arg(&ground.index).arg(&ground.mnt);
+    let first = Mounted::by_command(&mut mount, &ground.mnt).unwrap();
+    let mut mount = ground.mount_command(&second, &[]);
+    let other = Mounted::by_command(&mut mount, &second).unwrap();
+    assert!(fs::read(ground.image()).is_err(), "the store is empty");
+    fs::write(&stores, format!("{{\"stores\": [{:?}]}}", ground.store)).unwrap();
+    let said = run(&mut ground.caifs(&["reload", "--all"])).ok().text();
+    assert!(said.contains(&format!("changed  store: {} -> {}", empty.display(), ground.store.display())), "{said}");
+    assert!(said.contains(&format!("{}:\nnothing is different", second.display())), "{said}");
+    assert!(fs::read(ground.image()).unwrap() == ground.blob);
+    assert_eq!(ground.status()["stores"][0]["name"], ground.store.to_str().unwrap());
+    fs::write(&stores, format!("{{\"stores\": [\"{}/missing\"]}}", ground.scratch.display())).unwrap();
+    let wrong = run(ground.caifs(&["reload"]).arg(&ground.mnt)).fails();
+    assert!(
+        wrong.error_line().contains("nothing is changed: ") && wrong.stderr.contains("missing"),
+        "{}",
+        wrong.stderr
+    );
+    assert!(first.end() && other.end());
+}
+
+#[test]
+fn remount_changes_flags_and_options_and_names_what_it_cannot_change() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new(3_000_000);
+    let cache = ground.scratch.dir("cache");
+    let mounted = ground.mount(&["-o", "cache-size=100M", "-c", cache.to_str().unwrap()]);
+    let remount = |options: &str| run(ground.caifs(&["mount", "-o", options]).arg(&ground.index).arg(&ground.mnt));
+    let flags = || {
+        let table = MountTable::read().unwrap();
+        table.at(&ground.mnt).unwrap().options.clone()
+    };
+    remount("remount,cache-size=40G,noexec,noatime").ok();
+    assert_eq!(flags(), "ro,nosuid,nodev,noexec,noatime");
+    let setting = |name: &str| {
+        let settings = ground.status()["settings"].as_array().unwrap().clone();
+        settings.into_iter().find(|setting| setting["name"] == name).map(|setting| setting["value"].clone())
+    };
+    assert_eq!(setting("cache-size"), Some("40G".into()));
+    assert_eq!(ground.status()["tiers"][1]["limit_bytes"], 40u64 << 30);
+    remount("rw,_netdev,remount,exec,relatime").ok();
+    assert_eq!(flags(), "ro,nosuid,nodev,relatime");
+    // As mount(8) gives it: all options of the fstab line, of which one is another.
+    remount(&format!("rw,remount,store={},cache={},cache-size=7G", ground.store.display(), cache.display())).ok();
+    assert_eq!((setting("cache-size"), setting("memory")), (Some("7G".into()), Some("256M".into())));
+    for (options, code, reason) in [
+        (
+            "remount,memory=32M,uid=7,backing=auto",
+            1,
+            "caifs: nothing is changed: uid, backing cannot change while mounted (unmount and mount again)",
+        ),
+        (
+            "remount,memory=1",
+            1,
+            "caifs: mount option \"memory\": \"1\" is not a size of at least 16M, such as 512M or 1G",
+        ),
+        ("remount,memroy=32M", 1, "caifs: unknown mount option \"memroy\" (did you mean \"memory\"?)"),
+    ] {
+        let refused = remount(options).fails();
+        assert_eq!((refused.status.code(), refused.error_line()), (Some(code), reason));
+    }
+    assert_eq!(setting("memory"), Some("256M".into()));
+    // A remount outlives a reload.
+    run(ground.caifs(&["reload"]).arg(&ground.mnt)).ok();
+    assert_eq!(setting("cache-size"), Some("7G".into()));
+    let other = run(ground.caifs(&["mount", "-o", "remount,noexec", "/nowhere/x.caibx"]).arg(&ground.mnt)).fails();
+    let wanted = format!("{} is mounted there, and not /nowhere/x.caibx", ground.index.display());
+    assert!(other.status.code() == Some(32) && other.error_line().contains(&wanted), "{}", other.stderr);
+    assert_eq!(flags(), "ro,nosuid,nodev,relatime");
+    let table = MountTable::read().unwrap();
+    assert_eq!(table.entries().iter().filter(|entry| entry.mountpoint == ground.mnt).count(), 1, "no second mount");
+    assert!(mounted.end());
+    let nothing = remount("remount,memory=32M").fails();
+    assert!(
+        nothing.status.code() == Some(32) && nothing.error_line().contains("nothing of caifs is mounted there"),
+        "{}",
+        nothing.stderr
+    );
+    assert!(!is_mountpoint(&ground.mnt));
+
+    let mounted = ground.mount(&["--control=no"]);
+    remount("remount,noexec").ok();
+    assert_eq!(flags(), "ro,nosuid,nodev,noexec,relatime");
+    let refused = remount("remount,memory=32M").fails();
+    assert_eq!(refused.status.code(), Some(32));
+    assert!(refused.error_line().contains("options of caifs itself need its control socket: "), "{}", refused.stderr);
+    assert!(mounted.end());
+}
