@@ -2,7 +2,7 @@
 //!
 //! * [`MappedFile`]: a file in memory that stays readable when somebody truncates it.
 //! * [`fork`]: split the process, refused when threads exist.
-//! * [`catch_signals`]: signals as bytes of a stream.
+//! * [`catch_signals`]: signals as bytes of a stream; [`give_memory_back`]: what was freed, to the system.
 //! * [`receive_fd`], [`read_at_nowait`]: a descriptor from a socket; a read that does not wait for the disk.
 //! * [`attributes`]: what Linux knows of a file beyond stat(2), for making archives.
 //!
@@ -15,4 +15,4 @@ mod process;
 
 pub use file::{read_at_nowait, receive_fd};
 pub use mapped::MappedFile;
-pub use process::{Forked, catch_signals, fork};
+pub use process::{Forked, catch_signals, fork, give_memory_back};
