@@ -218,7 +218,7 @@ impl Service {
             match make_into(&self.blob, self.config, &self.places, *binding, &self.pace()).await {
                 Ok(table) => {
                     // The walk's caches are gone; without this, what they had stays with the process.
-                    drop(blocking(|| Ok(crate::sys::give_memory_back())).await);
+                    drop(tokio::task::spawn_blocking(crate::sys::give_memory_back).await);
                     return self.use_made(table, binding).await;
                 }
                 Err(BuildError::GivenUp) => return true,
