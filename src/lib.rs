@@ -34,6 +34,12 @@
 //! decoded and verified on blocking threads; a chunk that is wrong is fetched again, from another store if there is one, and a
 //! failure that can pass is waited out until the read's deadline. What came from a store is kept on disk after the reader has its bytes.
 //!
+//! # How a tree is browsed
+//!
+//! `tree` finds a file from the end of the archive by hashes, and lists a directory by a look at each child; so `find` over a remote archive
+//! fetches most of its metadata. Once a metadata table is attached ([`tree::table`]) all but content is answered from it: `volume::table`
+//! finds one in the disk cache or beside the index, or makes one in the background. Inode numbers are the same with and without.
+//!
 //! # Invariants
 //!
 //! 1. `format` never panics and never allocates more than its input warrants. Untrusted sizes are bounded by named constants.

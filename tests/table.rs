@@ -469,7 +469,8 @@ fn a_damaged_table_in_the_cache_is_taken_away_and_the_archive_answers() {
     assert!(n_blocks > 8, "{n_blocks} blocks of {BLOCK_BYTES}");
     // In the middle of some blocks; in the references; in the tail; at the start; cut; empty.
     let refs_at = right.len() - TAIL_BYTES - 16 * n_blocks as usize;
-    let mut damages: Vec<(String, Box<dyn Fn(&mut Vec<u8>)>)> = Vec::new();
+    type Damage = Box<dyn Fn(&mut Vec<u8>)>;
+    let mut damages: Vec<(String, Damage)> = Vec::new();
     for at in
         [0, 9, refs_at / 3, refs_at / 2, refs_at - 1, refs_at + 3, refs_at + 17, right.len() - 100, right.len() - 1]
     {

@@ -39,6 +39,16 @@ pub fn fork() -> io::Result<Forked> {
     }
 }
 
+/// Gives memory that was freed, and that the allocator keeps for later, back to the system: after work that needed much of it and is
+/// over. Takes some milliseconds. Does nothing where the allocator is not glibc's.
+pub fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes the allocator's own locks, and touches nothing that is in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Where the handler writes; -1 as long as nobody asked.
 static SIGNAL_SINK: AtomicI32 = AtomicI32::new(-1);
 

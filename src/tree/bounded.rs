@@ -32,8 +32,13 @@ impl<K: Hash + Eq, V: Clone> Bounded<K, V> {
         self.lock().values.get(key).map(|(value, _)| value.clone())
     }
 
+    /// What keeping any value costs beside it, in bytes, more or less: its key, its place in the order and in the map, and the
+    /// allocator's share.
+    const ENTRY_BYTES: usize = 120;
+
     /// Keeps a value; the least recently used ones go, but never this one.
     pub(super) fn put(&self, key: K, value: V, n_bytes: usize) {
+        let n_bytes = n_bytes.saturating_add(Self::ENTRY_BYTES);
         let mut state = self.lock();
         state.n_bytes += n_bytes;
         if let Some((_, old_bytes)) = state.values.put(key, (value, n_bytes)) {
@@ -78,21 +83,21 @@ mod tests {
 
     #[test]
     fn the_bound_holds_and_the_newest_stays() {
-        let bounded = Bounded::new(100);
+        let bounded = Bounded::new(10 * (10 + Bounded::<i32, i32>::ENTRY_BYTES));
         for key in 0..50 {
             bounded.put(key, key, 10);
         }
         assert_eq!((0..50).filter(|key| bounded.get(key).is_some()).count(), 10);
-        bounded.put(99, 99, 1000);
+        bounded.put(99, 99, 10_000);
         assert_eq!(bounded.get(&99), Some(99));
         assert_eq!(bounded.get(&49), None);
         bounded.put(99, 100, 10);
         bounded.put(1, 1, 10);
         assert_eq!((bounded.get(&99), bounded.get(&1)), (Some(100), Some(1)));
         bounded.set_max_bytes(10);
-        assert_eq!((bounded.weight(), bounded.get(&1)), ((10, 10), Some(1)));
+        assert_eq!((bounded.weight(), bounded.get(&1)), ((10 + Bounded::<i32, i32>::ENTRY_BYTES, 10), Some(1)));
         bounded.clear();
-        bounded.put(2, 2, 10);
-        assert_eq!((bounded.get(&1), bounded.get(&2)), (None, Some(2)));
+        bounded.put(2, 2, 10_000);
+        assert_eq!((bounded.get(&99), bounded.get(&2)), (None, Some(2)));
     }
 }

@@ -49,8 +49,12 @@ impl Children {
     }
 }
 
+/// What keeping a window costs, in bytes, more or less.
 fn weight_bytes(window: &[Child]) -> usize {
-    window.iter().map(|child| size_of::<Child>() + child.name.len() + child.node.weight_bytes()).sum()
+    // A name and a node are allocations of their own, each with a count of its users.
+    const ALLOCATION_BYTES: usize = 32;
+    let child_bytes = size_of::<Child>() + 2 * ALLOCATION_BYTES;
+    window.iter().map(|child| child_bytes + child.name.len() + child.node.weight_bytes()).sum()
 }
 
 impl Tree {

@@ -64,7 +64,7 @@ impl OpenError {
     }
 }
 
-/// How a memory budget is shared out. The parts add up to the whole.
+/// How a memory budget is shared out. The parts add up to the whole, less a 32nd for what the allocator wastes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryPlan {
     /// Chunks kept for the next read, among them those that are read ahead.
@@ -89,7 +89,7 @@ impl MemoryPlan {
         let sixteenth = budget_bytes / 16;
         let tree_bytes = usize::try_from(sixteenth).unwrap_or(usize::MAX);
         Self {
-            memory_tier_bytes: budget_bytes - 9 * sixteenth,
+            memory_tier_bytes: budget_bytes - 9 * sixteenth - sixteenth / 2,
             // About half of the tier, so that what was read ahead is still there when its reader comes.
             ahead_bytes: 3 * sixteenth,
             window_bytes: None,

@@ -24,8 +24,8 @@ use crate::digest::Digest;
 /// Bytes that are added to the total at once.
 const STEP_BYTES: u64 = 1 << 20;
 
-/// A table in the making, with its plain content, may have the quota divided by this.
-const SHARE_OF_QUOTA: u64 = 2;
+/// A table may have the quota divided by this, and so may its plain content while it is made.
+const SHARE_OF_QUOTA: u64 = 3;
 
 /// How often room is asked for while old chunks are removed, and how long is waited in between.
 const N_TRIES: u32 = 20;
@@ -250,11 +250,11 @@ mod tests {
         let tier = tier(dir.path(), 8 << 20);
         let empty_bytes = tier.weight_bytes();
         let mut growing = tier.growing_file().unwrap();
-        growing.grow(3 << 20).unwrap();
+        growing.grow(2 << 20).unwrap();
         growing.write_all(&[1; 1000]).unwrap();
         let path = growing.path.clone();
         assert!(path.exists());
-        assert_eq!(growing.grow(2 << 20).unwrap_err().kind(), io::ErrorKind::StorageFull, "more than its share");
+        assert_eq!(growing.grow(1 << 20).unwrap_err().kind(), io::ErrorKind::StorageFull, "more than its share");
         drop(growing);
         assert!(!path.exists());
         assert_eq!(tier.weight_bytes(), empty_bytes);

@@ -19,6 +19,9 @@ use crate::format::catar::node::{
 use crate::format::catar::{MAX_NAME_BYTES, MAX_SYMLINK_BYTES, check_filename, name_hash};
 use crate::format::table::{Children, Extra, NameRef, Record, Tail};
 
+/// Extended attributes, name and value.
+type Xattrs = Box<[(Bytes, Bytes)]>;
+
 /// A record and the directory it was found in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Found {
@@ -204,7 +207,7 @@ impl View<'_> {
         }
     }
 
-    fn extra(&mut self, at: u64) -> Result<(u32, Box<[(Bytes, Bytes)]>), Fault> {
+    fn extra(&mut self, at: u64) -> Result<(u32, Xattrs), Fault> {
         let head = self.reader.array(at)?;
         let (inode_flags, n_bytes) = Extra::parse_head(&head)?;
         let body = self.reader.bytes(at.saturating_add(head.len() as u64), n_bytes)?;

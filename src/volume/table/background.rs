@@ -216,7 +216,11 @@ impl Service {
         let mut pause = PAUSE_AFTER_FAILURE;
         for n_walks in 1.. {
             match make_into(&self.blob, self.config, &self.places, *binding, &self.pace()).await {
-                Ok(table) => return self.use_made(table, binding).await,
+                Ok(table) => {
+                    // The walk's caches are gone; without this, what they had stays with the process.
+                    drop(tokio::task::spawn_blocking(crate::sys::give_memory_back).await);
+                    return self.use_made(table, binding).await;
+                }
                 Err(BuildError::GivenUp) => return true,
                 Err(BuildError::Tree(error @ crate::tree::TreeError::Blob(_))) if n_walks < MAX_WALKS => {
                     tracing::info!("making the metadata table: {error}; it is tried again");
