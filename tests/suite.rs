@@ -25,6 +25,7 @@ mod protocol;
 mod proxy;
 mod remote;
 mod serve;
+mod service;
 mod store;
 mod support;
 mod table;
