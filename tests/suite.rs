@@ -7,6 +7,7 @@ mod chunks;
 mod cli;
 mod config;
 mod control;
+mod daemon;
 mod format;
 mod fstab;
 mod hostile;
