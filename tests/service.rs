@@ -20,6 +20,13 @@ use manager::{LIMIT, Manager, was_killed_by};
 /// What a service keeps with its manager.
 const KEPT: [&str; 2] = ["caifs-state", "caifs-fuse"];
 
+/// Opens a file that stays open while nobody answers. The kernel asks for FLUSH once, and learns that nobody wants to hear of it: a
+/// program that another test starts meanwhile, and that closes its copy of the file, would wait otherwise.
+fn open(ground: &Ground, name: &str) -> File {
+    drop(File::open(ground.mnt.join(name)).unwrap());
+    File::open(ground.mnt.join(name)).unwrap()
+}
+
 /// The manager of a service that mounts.
 fn manager(ground: &Ground, args: &[&str]) -> Manager {
     Manager::new(&ground.scratch, ground.foreground(args))
@@ -129,7 +136,7 @@ fn a_read_under_way_is_answered_by_the_process_that_has_it_or_by_the_next() {
         let mut manager = manager(&ground, &[&format!("--store={}", server.url())]);
         manager.start();
         let name = "dir 2/file 5";
-        let mut file = File::open(ground.mnt.join(name)).unwrap();
+        let mut file = open(&ground, name);
         hold.store(true, Ordering::SeqCst);
         let n_before = server.requests().len();
         let (sender, reader) = mpsc::channel();
@@ -169,7 +176,7 @@ fn other_content_is_mounted_anew_and_said() {
     let ground = Ground::new();
     let mut manager = manager(&ground, &[]);
     manager.start();
-    let open = File::open(ground.mnt.join("dir 0/file 0")).unwrap();
+    let open = open(&ground, "dir 0/file 0");
     manager.end(Signal::SIGUSR1);
     fs::write(ground.tree.join("dir 0/file 0"), "another version").unwrap();
     ground.pack();
