@@ -21,6 +21,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// `CAP_SYS_ADMIN`, with which one may mount, among the bits of a set of capabilities.
 const MAY_MOUNT: u64 = 1 << 21;
 
+/// `CAP_DAC_OVERRIDE`.
+const MAY_PASS_PERMISSIONS: u64 = 1 << 1;
+
 /// Waits until something holds, and fails when it never does.
 #[track_caller]
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -168,7 +171,11 @@ fn root_becomes_the_user_that_is_asked_for() {
     assert!(bits(first.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap().trim()) & MAY_MOUNT != 0);
     let with_caps: Vec<_> = threads_of(pid, "CapPrm").into_iter().filter(|(_, caps)| bits(caps) != 0).collect();
     let names: Vec<&str> = with_caps.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["caifs", "signals"], "{with_caps:?}");
+    // Sockets lie in a directory of root's.
+    assert_eq!(names, ["caifs", "signals", "caifs-control"], "{with_caps:?}");
+    assert_eq!(bits(&with_caps[2].1), MAY_PASS_PERMISSIONS);
+    let status = run(ground.caifs().args(["status", "--json"]).arg(&ground.mnt)).ok().text();
+    assert!(status.contains(ground.index.to_str().unwrap()), "{status}");
     for (name, value) in threads_of(pid, "NoNewPrivs") {
         assert_eq!(value, "1", "{name}");
     }
@@ -222,6 +229,7 @@ fn a_mount_of_root_is_held_to_its_store_and_cache() {
     for (name, value) in threads_of(mounted.pids()[0], "NoNewPrivs") {
         assert_eq!(value, "1", "{name}");
     }
+    run(ground.caifs().args(["status"]).arg(&ground.mnt)).ok();
     let may_mount = threads_of(mounted.pids()[0], "CapEff").into_iter().filter(|(_, caps)| bits(caps) & MAY_MOUNT != 0);
     let names: Vec<String> = may_mount.map(|(name, _)| name).collect();
     assert_eq!(names, ["caifs", "signals"]);

@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::mount::{can_mount, contents};
 use crate::support::mounted::{is_mountpoint, unmount};
+use crate::support::run::run;
 use ground::{Ground, Load, OTHER, held_back, open_to_all};
 use manager::{LIMIT, Manager, was_killed_by};
 
@@ -96,6 +97,7 @@ fn a_service_restarted_under_load_goes_on_with_its_mount_and_readers_see_no_erro
         manager.start();
         assert_eq!(mount_line(&manager), first, "it is the mount that was there before");
         assert_eq!(manager.kept(), KEPT, "kept as before, once");
+        run(ground.caifs().arg("status").arg(&ground.mnt)).ok();
     }
     load.go_on(&|| manager.said());
     load.end().unwrap_or_else(|error| panic!("{error}\n{}", manager.said()));

@@ -1,6 +1,7 @@
 //! A tree to mount, ways to mount it, and readers that ask its server without a pause.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -54,38 +55,42 @@ impl Ground {
 
     /// Makes the command of a mount in the foreground.
     pub fn foreground(&self, args: &[&str]) -> impl Fn() -> Command + 'static {
-        let (index, mnt, store) = (self.index.clone(), self.mnt.clone(), self.store.clone());
-        let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
+        let whole = self.background(args);
+        let envs: Vec<(OsString, Option<OsString>)> =
+            whole.get_envs().map(|(name, value)| (name.to_owned(), value.map(OsStr::to_owned))).collect();
+        let args: Vec<OsString> = whole.get_args().map(OsStr::to_owned).collect();
         move || {
-            let mut command = command(&index, &mnt, &store, &args);
-            command.arg("--foreground");
+            let mut command = caifs();
+            command.args(&args).arg("--foreground");
+            command.envs(envs.iter().filter_map(|(name, value)| Some((name, value.as_ref()?))));
             command
         }
     }
 
-    /// The command of a mount in the background, as people type it.
+    /// `caifs` without anything that a user of this machine may have set.
+    pub fn caifs(&self) -> Command {
+        let mut command = caifs();
+        let nowhere = "/nonexistent";
+        command.env("HOME", nowhere).env("XDG_CONFIG_HOME", nowhere).env("CAIFS_CONFIG_DIR", nowhere);
+        command.env("CAIFS_RUNTIME_DIR", self.scratch.join("run"));
+        command
+    }
+
+    /// The command of a mount in the background, as people type it; with the tree's own store, unless the arguments name one as `--store=…`.
     pub fn background(&self, args: &[&str]) -> Command {
-        command(&self.index, &self.mnt, &self.store, args)
+        let mut command = self.caifs();
+        command.arg("mount").arg(&self.index).arg(&self.mnt);
+        if !args.iter().any(|arg| arg.starts_with("--store=")) {
+            command.arg("-s").arg(&self.store);
+        }
+        command.args(args);
+        command
     }
 
     /// Mounts in the background.
     pub fn mount(&self, args: &[&str]) -> Result<Mounted, String> {
         Mounted::by_command(&mut self.background(args), &self.mnt)
     }
-}
-
-/// With the tree's own store, unless the arguments name one as `--store=…`.
-fn command(index: &Path, mnt: &Path, store: &Path, args: &[impl AsRef<str>]) -> Command {
-    let mut command = caifs();
-    // Everything that a user of this machine may have set is left out.
-    let nowhere = "/nonexistent";
-    command.env("HOME", nowhere).env("XDG_CONFIG_HOME", nowhere).env("CAIFS_CONFIG_DIR", nowhere);
-    command.arg("mount").arg(index).arg(mnt);
-    if !args.iter().any(|arg| arg.as_ref().starts_with("--store=")) {
-        command.arg("-s").arg(store);
-    }
-    command.args(args.iter().map(AsRef::as_ref));
-    command
 }
 
 /// A web server with the chunks of a store, which can hold its answers back.
