@@ -9,6 +9,7 @@ use tokio::runtime::Runtime;
 
 use super::args::MountArgs;
 use super::given::Again;
+use super::runtime_dir::runtime_dir;
 use super::service::{self, Beside, Fresh};
 use super::{remount, service_environment, settings};
 use crate::config::MountConfig;
@@ -65,6 +66,8 @@ pub(super) fn mount(
         service: Service {
             config: options.config.clone(),
             location: Some(location.clone()),
+            // Of whoever mounts, not of whom the process becomes.
+            control_dir: options.config.service.control.then(runtime_dir),
             report: Arc::clone(&report),
             manager,
             descriptors: Arc::new(Mutex::new(descriptors)),
@@ -92,11 +95,19 @@ pub(super) fn mount(
                 true => std::mem::forget(manager.reloading()),
                 false => manager.ready(),
             });
-            let fresh = Fresh { source: &request.source, at, live: &live, requests: session.requests(), again, around };
-            // What it starts reads what came from elsewhere, and is confined as the thread that starts it.
+            let fresh = Fresh {
+                source: &request.source,
+                control_dir: request.service.control_dir.as_deref(),
+                at,
+                live: &live,
+                requests: session.requests(),
+                again,
+                around,
+            };
+            // What it starts is confined as the thread that starts it.
             std::thread::scope(|scope| {
                 let start = || {
-                    confinement.enter(Role::Worker);
+                    confinement.enter(Role::Control);
                     service::start(fresh, beside)
                 };
                 scope.spawn(start).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -13,7 +14,6 @@ use hyper::http::request::Parts;
 use tokio::sync::{mpsc, oneshot};
 
 use super::given::Again;
-use super::runtime_dir::runtime_dir;
 use crate::config::ServiceConfig;
 use crate::fuse::requests::Requests;
 use crate::fuse::trace::Trace;
@@ -67,6 +67,8 @@ impl Beside {
 pub struct Fresh<'a> {
     /// As it was given.
     pub source: &'a std::ffi::OsStr,
+    /// Where its control socket is to lie, if it is to have one.
+    pub control_dir: Option<&'a Path>,
     /// Where it is.
     pub at: MountedAt,
     /// What it is made of.
@@ -89,7 +91,7 @@ pub struct Service {
 
 /// Starts what stands beside a mount. What cannot be started is done without: the mount is worth more.
 pub fn start(fresh: Fresh<'_>, beside: Beside) -> Service {
-    let Fresh { source, at, live, requests, again, around } = fresh;
+    let Fresh { source, control_dir, at, live, requests, again, around } = fresh;
     if let Some(trace) = &beside.trace {
         requests.set_trace(Arc::clone(trace));
     }
@@ -108,13 +110,11 @@ pub fn start(fresh: Fresh<'_>, beside: Beside) -> Service {
         // Set once: this is the only place.
         drop(metrics.served.set(Arc::clone(&served)));
     }
-    let dir = runtime_dir();
-    let control = match live.config().service.control {
-        false => None,
-        true => control::listen(&dir, &served)
+    let control = control_dir.and_then(|dir| {
+        control::listen(dir, &served)
             .inspect_err(|error| tracing::warn!("no control socket in {}: {error}", dir.display()))
-            .ok(),
-    };
+            .ok()
+    });
     Service { _control: control, _hangup: reloader.on_hangup(), beside }
 }
 

@@ -18,6 +18,7 @@ use nix::sys::prctl::{set_keepcaps, set_no_new_privs};
 use nix::unistd::{AccessFlags, Gid, Uid, User, eaccess, geteuid, initgroups, setgid, setuid};
 
 use super::MountError;
+use super::control::paths::prepare as prepare_control;
 use super::sandbox::{Sandbox, SandboxPlan};
 use super::service::Service;
 use crate::config::MountConfig;
@@ -31,8 +32,8 @@ const OF_MOUNTING: &[Capability] =
 const OF_FILES: &[Capability] =
     &[Capability::CAP_DAC_OVERRIDE, Capability::CAP_DAC_READ_SEARCH, Capability::CAP_FOWNER, Capability::CAP_CHOWN];
 
-/// Where sockets of mounts of root lie; made here, since a sandbox holds only what exists.
-const CONTROL_DIR: &str = "/run/caifs";
+/// What threads keep that answer on a control socket: it lies in a directory of root's.
+const OF_CONTROL: &[Capability] = &[Capability::CAP_DAC_OVERRIDE];
 
 /// What a thread is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +42,9 @@ pub enum Role {
     Worker,
     /// It takes requests from the kernel.
     Session,
+    /// It answers this user and root on the control socket, and reads the configuration again: files and programs of an admin's choice,
+    /// so that no sandbox holds it.
+    Control,
 }
 
 /// What the threads of this process may do.
@@ -51,6 +55,7 @@ pub struct Confinement {
     /// The capabilities that workers keep; `None` for all that they have.
     worker_caps: Option<CapsHashSet>,
     session_caps: Option<CapsHashSet>,
+    control_caps: Option<CapsHashSet>,
 }
 
 impl Confinement {
@@ -64,18 +69,24 @@ impl Confinement {
         let user = config.service.setuid.as_deref().map(find_user).transpose()?;
         let wants_sandbox = config.service.sandbox.unwrap_or(mounts_as_root && service.location.is_some());
         if user.is_none() && !wants_sandbox {
-            return Ok(Self { mounts_as_root, sandbox: None, worker_caps: None, session_caps: None });
+            return Ok(Self {
+                mounts_as_root,
+                sandbox: None,
+                worker_caps: None,
+                session_caps: None,
+                control_caps: None,
+            });
         }
         let mut plan = SandboxPlan::system();
         plan.add(&service.plan);
         if let Some(location) = &service.location {
             plan.add_mount(location, config);
         }
-        if wants_sandbox && mounts_as_root && config.service.control {
-            // Whoever puts a socket there says what is wrong with it.
-            let _ = std::fs::create_dir_all(CONTROL_DIR);
-        }
         if let Some(user) = &user {
+            if let Some(dir) = &service.control_dir {
+                // It stays the directory of whoever mounts. Whoever puts a socket there says what is wrong with it.
+                let _ = prepare_control(dir);
+            }
             become_user(user)?;
         }
         let cache = cache_dir(config);
@@ -108,8 +119,15 @@ impl Confinement {
         if config.keep.backing.is_some() && config.keep.passthrough != Some(false) {
             session_caps.extend(keep(&[Capability::CAP_SYS_ADMIN]));
         }
-        let confinement =
-            Self { mounts_as_root, sandbox, worker_caps: Some(worker_caps), session_caps: Some(session_caps) };
+        let mut control_caps = worker_caps.clone();
+        control_caps.extend(keep(OF_CONTROL));
+        let confinement = Self {
+            mounts_as_root,
+            sandbox,
+            worker_caps: Some(worker_caps),
+            session_caps: Some(session_caps),
+            control_caps: Some(control_caps),
+        };
         if let (Some(user), Some(cache)) = (&user, &cache) {
             confinement.check_cache(cache, user)?;
         }
@@ -121,6 +139,7 @@ impl Confinement {
         let kept = match role {
             Role::Worker => &self.worker_caps,
             Role::Session => &self.session_caps,
+            Role::Control => &self.control_caps,
         };
         if let Some(kept) = kept {
             // Fewer than it has: nothing can be wrong with that.
@@ -130,8 +149,9 @@ impl Confinement {
                 tracing::error!("a thread keeps capabilities that it should not: {error}");
             }
         }
-        if let Some(sandbox) = &self.sandbox {
-            sandbox.enter();
+        match &self.sandbox {
+            Some(sandbox) if role != Role::Control => sandbox.enter(),
+            _ => {}
         }
     }
 
@@ -230,7 +250,6 @@ mod tests {
         let mut service = Service::default();
         service.config.service.setuid = setuid.map(str::to_owned);
         service.config.service.sandbox = sandbox;
-        service.config.service.control = false;
         service
     }
 

@@ -60,9 +60,6 @@ const PROGRAMS: &[&str] = &["/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin",
 /// Where an index that is no local file is laid down without a cache (see `blob::source`).
 const SPOOL_DIR: &str = "/var/tmp";
 
-/// Where sockets of mounts of root lie.
-const CONTROL_DIR: &str = "/run/caifs";
-
 /// What may be opened; a directory stands for all below it. What does not exist is left out.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SandboxPlan {
@@ -121,9 +118,6 @@ impl SandboxPlan {
         let written = ahead.record.iter().chain(&config.service.access_trace).map(|path| directory_of(path));
         self.write.extend(written);
         self.write.extend(keep.backing.iter().filter(|file| *file != "auto").map(|file| directory_of(Path::new(file))));
-        if config.service.control {
-            self.write.push(CONTROL_DIR.into());
-        }
     }
 
     fn add_store(&mut self, text: &str, config: &MountConfig, usage: Use) {
@@ -340,7 +334,6 @@ mod tests {
         let location = FileLocation::Local("/srv/idx/a.caibx".into());
         let mut config = MountConfig::default();
         let mut plan = SandboxPlan::default();
-        config.service.control = false;
         plan.add_mount(&location, &config);
         assert_eq!(plan.read, [PathBuf::from("/srv/idx/default.castr"), "/srv/idx".into()]);
         assert!(plan.write.is_empty() && plan.exec.is_empty());

@@ -1,6 +1,7 @@
 //! What surrounds a mount: who started the process and watches it, what it left open, and what the process shall be.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::MountError;
@@ -24,6 +25,8 @@ pub struct Service {
     pub location: Option<FileLocation>,
     /// What the process needs to open beside that.
     pub plan: SandboxPlan,
+    /// Where the control socket will lie, if there is to be one.
+    pub control_dir: Option<PathBuf>,
     /// The counters that the service manager hears of.
     pub report: Arc<Report>,
     /// The service manager.

@@ -1,0 +1,272 @@
+//! The process behind a mount: where it logs to, what it keeps open, who it is, and what it may open.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::mount::{can_mount, contents};
+use crate::service::ground::{Ground, OTHER, held_back, open_to_all};
+use crate::support::mounted::{Mounted, is_mountpoint};
+use crate::support::run::{Finished, command, run};
+use crate::support::servers::sshd::Sshd;
+
+/// Nothing in these tests takes as long; what does hangs.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// `CAP_SYS_ADMIN`, with which one may mount, among the bits of a set of capabilities.
+const MAY_MOUNT: u64 = 1 << 21;
+
+/// `CAP_DAC_OVERRIDE`.
+const MAY_PASS_PERMISSIONS: u64 = 1 << 1;
+
+/// Waits until something holds, and fails when it never does.
+#[track_caller]
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < LIMIT, "never: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A field of the status of each thread of a process, with the thread's name.
+fn threads_of(pid: i32, field: &str) -> Vec<(String, String)> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let statuses = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("status")).ok());
+    let field_of = |status: &str, field: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line.unwrap_or_default().trim().to_owned()
+    };
+    let threads: Vec<_> = statuses.map(|status| (field_of(&status, "Name"), field_of(&status, field))).collect();
+    assert!(threads.len() > 4, "{threads:?}");
+    threads
+}
+
+fn bits(text: &str) -> u64 {
+    u64::from_str_radix(text, 16).unwrap()
+}
+
+#[test]
+fn the_log_of_a_background_mount_goes_to_a_file_that_can_be_moved_away() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    let log = ground.scratch.join("caifs.log");
+    let mounted = ground.mount(&["--log", log.to_str().unwrap(), "--error-retry=0"]).unwrap();
+    fs::remove_dir_all(&ground.store).unwrap();
+    let fails = |name: &str| assert!(fs::read(ground.mnt.join(name)).is_err(), "{name}");
+    fails("dir 0/file 5");
+    let text = fs::read_to_string(&log).unwrap();
+    assert!(text.contains(" WARN EIO (01)") && text.contains("op=\"lookup\""), "{text}");
+    let moved = ground.scratch.join("caifs.log.1");
+    fs::rename(&log, &moved).unwrap();
+    kill(Pid::from_raw(mounted.pids()[0]), Signal::SIGHUP).unwrap();
+    until("the log is opened again", || log.exists());
+    // A line may still come into the old one until the new one is in its place.
+    until("lines come into the new file", || {
+        fails("dir 1/file 5");
+        !fs::read(&log).unwrap().is_empty()
+    });
+    assert!(fs::read_to_string(&moved).unwrap().starts_with(&text), "what was said stays");
+    assert!(mounted.end());
+}
+
+#[test]
+fn a_log_that_cannot_be_is_said_before_anything_is_mounted() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    let refused = |log: &str| -> Finished { run(&mut ground.background(&["--log", log])).fails() };
+    let missing = ground.scratch.join("no/such/log");
+    let said = refused(missing.to_str().unwrap());
+    assert!(said.error_line().ends_with(&format!("log {}: No such file or directory", missing.display())), "{said:?}");
+    assert_eq!(said.status.code(), Some(32));
+    if !Path::new("/run/systemd/journal/socket").exists() {
+        let said = refused("journald");
+        assert!(said.error_line().contains("log journald: /run/systemd/journal/socket: No such file"), "{said:?}");
+    }
+    assert!(!is_mountpoint(&ground.mnt));
+}
+
+#[test]
+fn a_background_mount_logs_to_journald_where_it_runs() {
+    if !can_mount() {
+        return;
+    }
+    // A namespace of its own, with a journal of ours.
+    let ground = Ground::new();
+    let journal = ground.scratch.dir("journal");
+    let listener = UnixDatagram::bind(journal.join("socket")).unwrap();
+    listener.set_read_timeout(Some(LIMIT)).unwrap();
+    let script = r#"mount -t tmpfs none /run; mkdir -p /run/systemd/journal; mount --bind "$1" /run/systemd/journal; shift
+        "$@" || exit 9; rm -r "$STORE"; cat "$MNT/dir 0/file 5" >/dev/null 2>&1 && exit 8; umount "$MNT""#;
+    let mut in_namespace = command("unshare", ["--mount", "sh", "-c", script, "sh"]);
+    in_namespace.arg(&journal).env("MNT", &ground.mnt).env("STORE", &ground.store);
+    let mount = ground.background(&["--error-retry=0"]);
+    in_namespace.arg(mount.get_program()).args(mount.get_args());
+    run(&mut in_namespace).ok();
+    let mut entry = vec![0; 64 << 10];
+    let n_bytes = listener.recv(&mut entry).unwrap();
+    let entry = String::from_utf8_lossy(&entry[..n_bytes]).into_owned();
+    for field in ["PRIORITY=4\n", "SYSLOG_IDENTIFIER=caifs\n", "MESSAGE=EIO (01): "] {
+        assert!(entry.contains(field), "{field}: {entry}");
+    }
+    assert!(entry.contains(&format!("MOUNTPOINT={}\n", ground.mnt.display())), "{entry}");
+}
+
+#[test]
+fn a_background_mount_keeps_nothing_of_its_caller_open() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    let mount = ground.background(&[]);
+    let mut caller = command("sh", ["-c", r#"exec 7</dev/zero 8>"$LEFT"; "$@""#, "sh"]);
+    caller.env("LEFT", ground.scratch.join("left")).arg(mount.get_program()).args(mount.get_args());
+    let mounted = Mounted::by_command(&mut caller, &ground.mnt).unwrap();
+    let files = fs::read_dir(format!("/proc/{}/fd", mounted.pids()[0])).unwrap();
+    let targets: Vec<PathBuf> = files.filter_map(|file| fs::read_link(file.unwrap().path()).ok()).collect();
+    assert!(targets.len() > 3, "{targets:?}");
+    assert!(!targets.iter().any(|target| target.ends_with("left") || target == Path::new("/dev/zero")), "{targets:?}");
+    assert!(mounted.end());
+}
+
+#[test]
+fn root_becomes_the_user_that_is_asked_for() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    let (user, uid) = OTHER;
+    open_to_all(&ground.scratch);
+    let cache = ground.scratch.dir("cache");
+    let args = ["--setuid", user, "--cache", cache.to_str().unwrap()];
+    // A cache of root's is of no use to it, which is said.
+    fs::set_permissions(&cache, fs::Permissions::from_mode(0o700)).unwrap();
+    let refused = run(&mut ground.background(&args)).fails();
+    let cache_shown = cache.display();
+    let reason =
+        format!("setuid: {user} cannot use the cache {cache_shown}: Permission denied (chown -R {user} {cache_shown})");
+    assert!(refused.error_line().ends_with(&reason), "{refused:?}");
+    assert!(!is_mountpoint(&ground.mnt));
+
+    chown(&cache, Some(uid), None).unwrap();
+    let mounted = ground.mount(&args).unwrap();
+    assert!(contents(&ground.mnt) == contents(&ground.tree), "root may use it, as other users may");
+    let pid = mounted.pids()[0];
+    for field in ["Uid", "Gid"] {
+        for (name, ids) in threads_of(pid, field) {
+            assert_eq!(ids, format!("{uid}\t{uid}\t{uid}\t{uid}"), "{field} of {name}");
+        }
+    }
+    // The first thread is the one that mounted; that of signals unmounts.
+    let first = fs::read_to_string(format!("/proc/{pid}/task/{pid}/status")).unwrap();
+    assert!(bits(first.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap().trim()) & MAY_MOUNT != 0);
+    let with_caps: Vec<_> = threads_of(pid, "CapPrm").into_iter().filter(|(_, caps)| bits(caps) != 0).collect();
+    let names: Vec<&str> = with_caps.iter().map(|(name, _)| name.as_str()).collect();
+    // Sockets lie in a directory of root's.
+    assert_eq!(names, ["caifs", "signals", "caifs-control"], "{with_caps:?}");
+    assert_eq!(bits(&with_caps[2].1), MAY_PASS_PERMISSIONS);
+    let status = run(ground.caifs().args(["status", "--json"]).arg(&ground.mnt)).ok().text();
+    assert!(status.contains(ground.index.to_str().unwrap()), "{status}");
+    for (name, value) in threads_of(pid, "NoNewPrivs") {
+        assert_eq!(value, "1", "{name}");
+    }
+    let owners: Vec<u32> =
+        fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().metadata().unwrap().uid()).collect();
+    assert!(!owners.is_empty() && owners.iter().all(|&owner| owner == uid), "{owners:?}");
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = table.lines().find(|line| line.contains(ground.mnt.to_str().unwrap())).unwrap();
+    assert!(line.contains(&format!("user_id={uid}")) && line.contains("allow_other"), "{line}");
+    // Its read-ahead was set, and it unmounts by itself: both only root may.
+    let device = line.split(' ').nth(2).unwrap();
+    assert_eq!(fs::read_to_string(format!("/sys/class/bdi/{device}/read_ahead_kb")).unwrap().trim(), "4096");
+    kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    until("it is unmounted", || !is_mountpoint(&ground.mnt));
+    assert!(mounted.end());
+
+    let missing = run(&mut ground.background(&["--setuid", "no-such-user"])).fails();
+    assert!(missing.error_line().ends_with("setuid: there is no user no-such-user"), "{missing:?}");
+}
+
+#[test]
+fn a_mount_of_root_is_held_to_its_store_and_cache() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    let cache = ground.scratch.join("cache");
+    // A store whose chunks are links: what they lead to lies outside of it.
+    let (linked, outside) = (ground.scratch.dir("linked"), ground.scratch.dir("outside"));
+    for entry in fs::read_dir(&ground.store).unwrap().map(|entry| entry.unwrap()) {
+        fs::rename(entry.path(), outside.join(entry.file_name())).unwrap();
+        symlink(outside.join(entry.file_name()), linked.join(entry.file_name())).unwrap();
+    }
+    // The index lies where nothing else does: its directory may be read.
+    let index = ground.scratch.dir("index").join("t.caidx");
+    fs::rename(&ground.index, &index).unwrap();
+    let ground = Ground { index, ..ground };
+    let store = format!("--store={}", linked.display());
+    let args = [&store, "--cache", cache.to_str().unwrap(), "--error-retry=0"];
+    let denied = ground.mount(&args).expect_err("the tree's root lies in a chunk outside");
+    assert!(denied.contains("Permission denied"), "{denied}");
+    let mounted = ground.mount(&[&args[..], &["--sandbox=no"]].concat()).unwrap();
+    assert!(contents(&ground.mnt) == contents(&ground.tree), "the links are good");
+    for (name, value) in threads_of(mounted.pids()[0], "NoNewPrivs") {
+        assert_eq!(value, "0", "{name}");
+    }
+    assert!(mounted.end());
+    // By now all is in the cache, which may be read.
+    let mounted = ground.mount(&args).unwrap();
+    assert!(contents(&ground.mnt) == contents(&ground.tree));
+    for (name, value) in threads_of(mounted.pids()[0], "NoNewPrivs") {
+        assert_eq!(value, "1", "{name}");
+    }
+    run(ground.caifs().args(["status"]).arg(&ground.mnt)).ok();
+    let may_mount = threads_of(mounted.pids()[0], "CapEff").into_iter().filter(|(_, caps)| bits(caps) & MAY_MOUNT != 0);
+    let names: Vec<String> = may_mount.map(|(name, _)| name).collect();
+    assert_eq!(names, ["caifs", "signals"]);
+    assert!(mounted.end());
+}
+
+#[test]
+fn a_mount_in_a_sandbox_reads_over_http_and_ssh_into_a_cache() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    let cache = ground.scratch.join("cache");
+    let confined = ["--cache", cache.to_str().unwrap(), "--sandbox=yes"];
+    let n_kept = || fs::read_dir(&cache).unwrap().count();
+    let (server, _hold) = held_back(&ground.store);
+    let mounted = ground.mount(&[&[format!("--store={}", server.url()).as_str()], &confined[..]].concat()).unwrap();
+    assert!(contents(&ground.mnt) == contents(&ground.tree), "http");
+    assert!(mounted.end() && n_kept() > 2);
+    let Some(sshd) = Sshd::start() else { return };
+    fs::remove_dir_all(&cache).unwrap();
+    let store = format!("--store={}", sshd.url_without_port("ssh", &ground.store));
+    let mut command = ground.background(&[&[store.as_str()], &confined[..]].concat());
+    let mounted = Mounted::by_command(sshd.with_ssh(&mut command), &ground.mnt).unwrap();
+    assert!(contents(&ground.mnt) == contents(&ground.tree), "ssh");
+    assert!(mounted.end() && n_kept() > 2);
+}
+
+#[test]
+fn the_kernel_reads_ahead_as_it_is_told() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    let mounted = ground.mount(&["--kernel-read-ahead=1M"]).unwrap();
+    let device = nix::sys::stat::stat(&ground.mnt).unwrap().st_dev;
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    assert_eq!(fs::read_to_string(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb")).unwrap().trim(), "1024");
+    assert!(mounted.end());
+}

@@ -1,0 +1,220 @@
+//! The mount as a service: what its manager hears, and restarts under load without an error.
+
+pub mod ground;
+mod manager;
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+
+use crate::mount::{can_mount, contents};
+use crate::support::mounted::{is_mountpoint, unmount};
+use crate::support::run::run;
+use ground::{Ground, Load, OTHER, held_back, open_to_all};
+use manager::{LIMIT, Manager, was_killed_by};
+
+/// What a service keeps with its manager.
+const KEPT: [&str; 2] = ["caifs-state", "caifs-fuse"];
+
+/// Opens a file that stays open while nobody answers. The kernel asks for FLUSH once, and learns that nobody wants to hear of it: a
+/// program that another test starts meanwhile, and that closes its copy of the file, would wait otherwise.
+fn open(ground: &Ground, name: &str) -> File {
+    drop(File::open(ground.mnt.join(name)).unwrap());
+    File::open(ground.mnt.join(name)).unwrap()
+}
+
+/// The manager of a service that mounts.
+fn manager(ground: &Ground, args: &[&str]) -> Manager {
+    Manager::new(&ground.scratch, ground.foreground(args))
+}
+
+#[test]
+fn the_manager_hears_of_readiness_when_the_mount_can_be_used_and_of_the_end() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    let mut manager = manager(&ground, &[]);
+    manager.watch(Duration::from_millis(200));
+    manager.start();
+    assert!(contents(&ground.mnt) == contents(&ground.tree));
+    assert_eq!(manager.kept(), KEPT);
+    manager.until("the watchdog hears of it", |manager| manager.count("WATCHDOG=1") >= 3);
+    let is_status = |message: &String| message.starts_with("STATUS=") && message.contains("fetched");
+    manager.until("there is a status", |manager| manager.messages().iter().any(is_status));
+    let status = manager.end(Signal::SIGTERM);
+    assert!(status.success(), "{status}\n{}", manager.said());
+    assert!(!is_mountpoint(&ground.mnt), "a stop unmounts");
+    manager.until("it hears of the end", |manager| manager.has_heard("STOPPING=1"));
+    manager.until("nothing is kept", |manager| manager.kept().is_empty());
+}
+
+#[test]
+fn a_mount_that_fails_is_never_ready() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    fs::remove_file(&ground.index).unwrap();
+    let mut manager = manager(&ground, &[]);
+    manager.start_without_waiting();
+    assert_eq!(manager.wait().code(), Some(32));
+    assert!(manager.messages().is_empty(), "{:?}", manager.messages());
+}
+
+#[test]
+fn a_service_restarted_under_load_goes_on_with_its_mount_and_readers_see_no_error() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    let cache = ground.scratch.join("cache");
+    let mut manager = manager(&ground, &["--cache", cache.to_str().unwrap()]);
+    manager.start();
+    let mount_line = |manager: &Manager| {
+        let table = fs::read_to_string(format!("/proc/{}/mountinfo", manager.pid())).unwrap();
+        let mnt = ground.mnt.to_str().unwrap();
+        let lines: Vec<&str> = table.lines().filter(|line| line.split(' ').nth(4) == Some(mnt)).collect();
+        assert_eq!(lines.len(), 1, "one mount: {lines:?}");
+        lines[0].to_owned()
+    };
+    let first = mount_line(&manager);
+    let load = Load::start(&ground.mnt, &Arc::new(contents(&ground.tree)));
+    use Signal::{SIGKILL, SIGUSR1};
+    for signal in [SIGKILL, SIGUSR1, SIGKILL, SIGKILL, SIGUSR1, SIGUSR1] {
+        load.go_on(&|| manager.said());
+        let status = manager.end(signal);
+        match signal {
+            SIGKILL => assert!(was_killed_by(status, signal), "{status}"),
+            _ => assert!(status.success(), "{status}\n{}", manager.said()),
+        }
+        assert!(is_mountpoint(&ground.mnt), "it stays mounted without a process");
+        manager.start();
+        assert_eq!(mount_line(&manager), first, "it is the mount that was there before");
+        assert_eq!(manager.kept(), KEPT, "kept as before, once");
+        run(ground.caifs().arg("status").arg(&ground.mnt)).ok();
+    }
+    load.go_on(&|| manager.said());
+    load.end().unwrap_or_else(|error| panic!("{error}\n{}", manager.said()));
+    assert!(manager.end(Signal::SIGTERM).success());
+    assert!(!is_mountpoint(&ground.mnt), "a stop unmounts what was taken over");
+    manager.until("nothing is kept", |manager| manager.kept().is_empty());
+}
+
+#[test]
+fn a_restarted_service_of_another_user_goes_on_as_well() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    open_to_all(&ground.scratch);
+    let mut manager = manager(&ground, &["--setuid", OTHER.0]);
+    manager.start();
+    let load = Load::start(&ground.mnt, &Arc::new(contents(&ground.tree)));
+    for signal in [Signal::SIGKILL, Signal::SIGUSR1] {
+        load.go_on(&|| manager.said());
+        manager.end(signal);
+        manager.start();
+    }
+    load.go_on(&|| manager.said());
+    load.end().unwrap();
+    assert!(manager.end(Signal::SIGTERM).success());
+    assert!(!is_mountpoint(&ground.mnt));
+}
+
+#[test]
+fn a_read_under_way_is_answered_by_the_process_that_has_it_or_by_the_next() {
+    if !can_mount() {
+        return;
+    }
+    for signal in [Signal::SIGKILL, Signal::SIGUSR1] {
+        let ground = Ground::new();
+        let (server, hold) = held_back(&ground.store);
+        let mut manager = manager(&ground, &[&format!("--store={}", server.url())]);
+        manager.start();
+        let name = "dir 2/file 5";
+        let mut file = open(&ground, name);
+        hold.store(true, Ordering::SeqCst);
+        let n_before = server.requests().len();
+        let (sender, reader) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            sender.send(file.read_to_end(&mut bytes).map(|_| bytes))
+        });
+        manager.until("the read has reached the store", |_| server.requests().len() > n_before);
+        match signal {
+            Signal::SIGKILL => {
+                manager.end(signal);
+                manager.start_without_waiting();
+                assert!(reader.try_recv().is_err(), "nobody has answered yet");
+                hold.store(false, Ordering::SeqCst);
+            }
+            _ => {
+                kill(manager.pid(), signal).unwrap();
+                manager.until("it is on its way out", |manager| manager.has_heard("STOPPING=1"));
+                hold.store(false, Ordering::SeqCst);
+                assert!(manager.wait().success());
+                manager.start_without_waiting();
+            }
+        }
+        manager.until("it is ready again", |manager| manager.has_heard("READY=1"));
+        let read = reader.recv_timeout(LIMIT).unwrap_or_else(|_| panic!("{signal}: no answer\n{}", manager.said()));
+        let read = read.unwrap_or_else(|error| panic!("{signal}: {error}\n{}", manager.said()));
+        assert!(read == fs::read(ground.tree.join(name)).unwrap(), "{signal}");
+        assert!(manager.end(Signal::SIGTERM).success());
+    }
+}
+
+#[test]
+fn other_content_is_mounted_anew_and_said() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    let mut manager = manager(&ground, &[]);
+    manager.start();
+    let open = open(&ground, "dir 0/file 0");
+    manager.end(Signal::SIGUSR1);
+    fs::write(ground.tree.join("dir 0/file 0"), "another version").unwrap();
+    ground.pack();
+    manager.start();
+    assert_eq!(fs::read(ground.mnt.join("dir 0/file 0")).unwrap(), b"another version");
+    assert!(manager.said().contains("its content is not what was mounted there before"), "{}", manager.said());
+    manager.until("the new mount is kept, the old one not", |manager| manager.kept() == KEPT);
+    let old = open.read_at(&mut [0; 16], 0);
+    assert_eq!(old.unwrap_err().raw_os_error(), Some(libc::ENOTCONN), "of the old version nothing wrong is read");
+    assert!(manager.end(Signal::SIGTERM).success());
+    assert!(!is_mountpoint(&ground.mnt));
+}
+
+#[test]
+fn a_mount_that_somebody_took_away_meanwhile_is_made_again() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    let mut manager = manager(&ground, &[]);
+    manager.start();
+    manager.end(Signal::SIGKILL);
+    unmount(&ground.mnt);
+    manager.start();
+    assert!(contents(&ground.mnt) == contents(&ground.tree));
+    // A manager that keeps nothing: the dead mount is cleaned away.
+    manager.end(Signal::SIGKILL);
+    manager.drop_store();
+    manager.start();
+    assert!(contents(&ground.mnt) == contents(&ground.tree));
+    assert!(manager.end(Signal::SIGTERM).success());
+    // Where there is no manager, what would hand the mount over unmounts it.
+    let mut alone = ground.foreground(&[])().spawn().unwrap();
+    manager.until("it is mounted", |_| is_mountpoint(&ground.mnt));
+    manager.until("it is served", |_| ground.mnt.join("dir 0").metadata().is_ok());
+    kill(nix::unistd::Pid::from_raw(alone.id().cast_signed()), Signal::SIGUSR1).unwrap();
+    assert!(alone.wait().unwrap().success());
+    assert!(!is_mountpoint(&ground.mnt));
+}
