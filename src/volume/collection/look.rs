@@ -144,7 +144,8 @@ impl Shared {
             return Ok(Some(part));
         }
         let (sources, location) = (self.sources(), self.place.below(&entry.path));
-        let info = match &entry.stamp {
+        let is_listed = entry.stamp.version.is_some();
+        let mut info = match &entry.stamp {
             Stamp { size: Some(size), version: Some(version), mtime } => {
                 FileInfo { size: *size, version: Some(version.clone()), mtime: *mtime, has_ranges: true }
             }
@@ -165,7 +166,16 @@ impl Shared {
             entry.set(&part);
             return Ok(Some(part));
         }
-        let peeked = match peek(&sources, &location, entry.kind, &info, &self.replies, self.must_open).await {
+        let mut peeked = peek(&sources, &location, entry.kind, &info, &self.replies, self.must_open).await;
+        if matches!(peeked, Err(PeekError::Changed)) && is_listed {
+            // It was replaced since it was listed; or its server lists other versions than it sends.
+            dir.mark();
+            if let Ok(Some(now)) = sources.info(&location).await {
+                peeked = peek(&sources, &location, entry.kind, &now, &self.replies, self.must_open).await;
+                info = now;
+            }
+        }
+        let peeked = match peeked {
             Ok(peeked) => peeked,
             Err(PeekError::Failed(error)) => return Err(unopened(&error)),
             Err(PeekError::Changed) => {
