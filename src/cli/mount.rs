@@ -117,7 +117,7 @@ fn options(args: &MountArgs) -> anyhow::Result<Typed> {
         *store = settings::absolute(store)?;
     }
     let mut places = sources.stores.clone();
-    if places.is_empty() {
+    if places.is_empty() && !location.is_directory() {
         places.push(location.default_store());
     }
     places.extend(sources.cache.clone());

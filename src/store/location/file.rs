@@ -246,7 +246,7 @@ mod tests {
             let (path, query) =
                 store.split_once('?').map_or((store, String::new()), |(path, query)| (path, format!("?{query}")));
             assert_eq!(file.default_store(), format!("{path}/a%20b/default.castr{query}"));
-            assert_eq!(Location::parse(&file.default_store()).is_ok(), true);
+            assert!(Location::parse(&file.default_store()).is_ok());
         }
         assert_eq!(any("/no/such/"), FileLocation::Local("/no/such/".into()));
         assert!(!any("/no/such/").is_directory() && any("/tmp").is_directory());
