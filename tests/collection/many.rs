@@ -14,9 +14,9 @@ const N: usize = 1000;
 /// Memory of the process beside its budget, in bytes. An unoptimised build has more of it than what people run.
 const REST_BYTES: u64 = 48 << 20;
 
-/// What is listed of a directory, by getdents alone.
+/// How many names a listing has, with their types and nothing else.
 fn list(dir: &Path) -> usize {
-    fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_type().unwrap()).count()
+    fs::read_dir(dir).unwrap().filter(|entry| entry.as_ref().unwrap().file_type().is_ok()).count()
 }
 
 #[test]
