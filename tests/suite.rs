@@ -5,6 +5,7 @@
 mod cache;
 mod chunks;
 mod cli;
+mod collection;
 mod config;
 mod control;
 mod daemon;

@@ -147,7 +147,7 @@ pub(super) fn options(args: &MountArgs, unknown: Unknown) -> anyhow::Result<Type
     }
     let sources = &options.config.sources;
     let mut places = sources.stores.clone();
-    if places.is_empty() {
+    if places.is_empty() && !location.is_directory() {
         places.push(location.default_store());
     }
     places.extend(sources.cache.clone());

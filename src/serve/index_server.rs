@@ -4,6 +4,9 @@
 //! once for each of its versions. A `.catar` is sent as it is. Both can be read by ranges and are told apart by ETag, so
 //! that an archive can be mounted from here and a mount notices when what it reads was replaced.
 //!
+//! A path that ends with `/` is the list of all indexes and archives ([`listing`]), behind the same authorization as they are, so that all
+//! can be mounted as one directory. desync's server has no such list.
+//!
 //! Invariant: what is uploaded is a sound index of the right digest before it is kept.
 
 use std::fmt;

@@ -93,7 +93,11 @@ impl FileLocation {
                 shown: without_secrets(text),
                 reason: "a registry keeps chunks only, no index or archive".to_owned(),
             }),
-            directory => {
+            mut directory => {
+                if let Location::Sftp(ssh) | Location::Ssh(ssh) = &mut directory {
+                    let path = ssh.path.trim_end_matches('/');
+                    ssh.path = if path.is_empty() { "/".to_owned() } else { path.to_owned() };
+                }
                 // A query of a web server goes with every request, as the location has it; that of a bucket belongs to its text.
                 let query = if text.starts_with("s3+") { &text[before_query.len()..] } else { "" };
                 let directory_text = format!("{}{query}", before_query.trim_end_matches('/'));
@@ -231,7 +235,7 @@ mod tests {
                 "s3+http://h/b/p/a b/x.caibx",
             ),
             ("gs://b/", "gs://b/", "gs://b", "gs://b/a b/x.caibx"),
-            ("sftp://h/p/", "sftp://h/p/", "sftp://h/p", "sftp://h/p/a b/x.caibx"),
+            ("sftp://h/p//", "sftp://h/p/", "sftp://h/p", "sftp://h/p/a b/x.caibx"),
         ] {
             let directory = any(text);
             assert!(directory.is_directory(), "{text}");
@@ -242,7 +246,7 @@ mod tests {
             let (path, query) =
                 store.split_once('?').map_or((store, String::new()), |(path, query)| (path, format!("?{query}")));
             assert_eq!(file.default_store(), format!("{path}/a%20b/default.castr{query}"));
-            assert_eq!(Location::parse(&file.default_store()).is_ok(), true);
+            assert!(Location::parse(&file.default_store()).is_ok());
         }
         assert_eq!(any("/no/such/"), FileLocation::Local("/no/such/".into()));
         assert!(!any("/no/such/").is_directory() && any("/tmp").is_directory());

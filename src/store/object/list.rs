@@ -44,7 +44,8 @@ impl BucketStore {
                     is_directory: false,
                     size: Some(info.size),
                     mtime: info.mtime,
-                    version: info.version,
+                    // Not all servers list the ETag that they send with the object.
+                    version: None,
                 })
             }));
             if listed.len() > MAX_LISTED {

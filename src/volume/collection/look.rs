@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio::runtime::Handle;
+
 use super::Shared;
 use super::catalog::{Dir, Entry, Found, Stamp, joined};
 use super::inode::{MAX_SPAN, NumberKind, directory_ino, first_base, is_directory};
@@ -30,6 +32,9 @@ const MAX_SEARCHED: usize = 10_000;
 
 /// Parts whose files are gone that are remembered by their numbers, beside those that are open.
 const MAX_GONE: usize = 4096;
+
+/// A name in a directory.
+type Named = (Arc<Dir>, Vec<u8>, Arc<Entry>);
 
 impl Shared {
     /// Sees to it that what was listed of a directory can be used.
@@ -110,11 +115,12 @@ impl Shared {
         };
         let FileLocation::Local(path) = self.place.below(&dir.path) else { return Ok(None) };
         let path = if dir.path.is_empty() { root.clone() } else { path };
-        if let Some(watch) = &self.watch {
-            watch.add(&path, dir);
-        }
         let shown = path.display().to_string();
+        let watch = self.watch.clone().map(|watch| (watch, Arc::clone(dir)));
         let listing = tokio::task::spawn_blocking(move || {
+            if let Some((watch, dir)) = watch {
+                watch.add(&path, &dir);
+            }
             let mtime = path.metadata().and_then(|metadata| metadata.modified());
             local_files::read_directory(&path).map(|listed| (listed, mtime.ok()))
         });
@@ -134,17 +140,23 @@ impl Shared {
         self: &Arc<Self>,
         dir: &Arc<Dir>,
         name: &[u8],
-        entry: &Entry,
+        entry: &Arc<Entry>,
     ) -> Result<Option<Arc<Part>>, VolumeError> {
         if let Some(part) = entry.known() {
             return Ok(Some(part));
         }
+        let (shared, dir, name, entry) = (Arc::clone(self), Arc::clone(dir), name.to_vec(), Arc::clone(entry));
+        aside(async move { shared.look_at(&dir, &name, &entry).await }).await
+    }
+
+    async fn look_at(&self, dir: &Dir, name: &[u8], entry: &Entry) -> Result<Option<Arc<Part>>, VolumeError> {
         let _guard = entry.looking.lock().await;
         if let Some(part) = entry.known() {
             return Ok(Some(part));
         }
         let (sources, location) = (self.sources(), self.place.below(&entry.path));
-        let info = match &entry.stamp {
+        let is_listed = entry.stamp.version.is_some();
+        let mut info = match &entry.stamp {
             Stamp { size: Some(size), version: Some(version), mtime } => {
                 FileInfo { size: *size, version: Some(version.clone()), mtime: *mtime, has_ranges: true }
             }
@@ -165,7 +177,16 @@ impl Shared {
             entry.set(&part);
             return Ok(Some(part));
         }
-        let peeked = match peek(&sources, &location, entry.kind, &info, &self.replies, self.must_open).await {
+        let mut peeked = peek(&sources, &location, entry.kind, &info, &self.replies, self.must_open).await;
+        if matches!(peeked, Err(PeekError::Changed)) && is_listed {
+            // It was replaced since it was listed; or its server lists other versions than it sends.
+            dir.mark();
+            if let Ok(Some(now)) = sources.info(&location).await {
+                peeked = peek(&sources, &location, entry.kind, &now, &self.replies, self.must_open).await;
+                info = now;
+            }
+        }
+        let peeked = match peeked {
             Ok(peeked) => peeked,
             Err(PeekError::Failed(error)) => return Err(unopened(&error)),
             Err(PeekError::Changed) => {
@@ -296,7 +317,7 @@ impl Shared {
         if last_search.is_some_and(|at| at.elapsed() < SEARCH_PAUSE) {
             return Err(stale(ino));
         }
-        let mut nearest: Option<(u64, Arc<Dir>, Vec<u8>, Arc<Entry>)> = None;
+        let mut nearest: Option<(u64, Named)> = None;
         let mut waiting = VecDeque::from([self.dir_at(b"", ROOT_INO)]);
         let mut n_searched = 0;
         while let Some(dir) = waiting.pop_front()
@@ -323,11 +344,11 @@ impl Shared {
                     },
                 };
                 if base < ino && nearest.as_ref().is_none_or(|(nearest, ..)| *nearest < base) {
-                    nearest = Some((base, Arc::clone(&dir), name, entry));
+                    nearest = Some((base, (Arc::clone(&dir), name, entry)));
                 }
             }
         }
-        if let Some((_, dir, name, entry)) = nearest {
+        if let Some((_, (dir, name, entry))) = nearest {
             self.part(&dir, &name, &entry).await?;
         }
         if !is_known() {
@@ -335,6 +356,14 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// Does work that may open files and stores on a thread that may block, to its end, whether or not somebody still waits for it.
+pub(super) async fn aside<T: Send + 'static>(
+    work: impl Future<Output = Result<T, VolumeError>> + Send + 'static,
+) -> Result<T, VolumeError> {
+    let done = tokio::task::spawn_blocking(move || Handle::current().block_on(work));
+    done.await.unwrap_or_else(|error| Err(VolumeError::io(EioSite::Panic, error.to_string())))
 }
 
 /// The attributes of an entry that was not looked at: its type, and the number it will have if that is known, else one that nothing has.

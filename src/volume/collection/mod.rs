@@ -74,7 +74,7 @@ struct Shared {
     /// Nothing of an index is believed before all of it was verified.
     must_open: bool,
     report: Arc<Report>,
-    watch: Option<Watch>,
+    watch: Option<Arc<Watch>>,
     dirs: Mutex<HashMap<u64, Arc<Dir>>>,
     numbers: Mutex<Numbers<Part>>,
     /// The bases of parts whose files are gone, the oldest first.
@@ -128,7 +128,7 @@ pub async fn open(
         max_age: Some(poll_interval).filter(|interval| !interval.is_zero()),
         must_open: config.sources.trust.verify_key.is_some(),
         report: Arc::clone(report),
-        watch: if is_local { Watch::new() } else { None },
+        watch: if is_local { Watch::new().map(Arc::new) } else { None },
         dirs: Mutex::default(),
         numbers: Mutex::default(),
         gone: Mutex::default(),

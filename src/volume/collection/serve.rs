@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::look::{unknown_attr, unopened};
+use super::look::{aside, unknown_attr, unopened};
 use super::names::EntryKind;
 use super::part::{OpenPart, Part};
 use super::{Collection, DIRECTORY_LASTS, Dir, Shared, inode};
@@ -210,6 +210,11 @@ impl Shared {
         if let Some(open) = self.open.get(part.base) {
             return Ok(open);
         }
+        let (shared, part) = (Arc::clone(self), Arc::clone(part));
+        aside(async move { shared.open_now(&part).await }).await
+    }
+
+    async fn open_now(&self, part: &Arc<Part>) -> Result<Arc<OpenPart>, VolumeError> {
         let _guard = part.opening.lock().await;
         if let Some(open) = self.open.get(part.base) {
             return Ok(open);
