@@ -14,7 +14,7 @@ use crate::support::peers::peer;
 use crate::support::run::{Finished, run};
 
 /// Set inside.
-const INSIDE: &str = "CAIFS_TEST_FSTAB";
+pub const INSIDE: &str = "CAIFS_TEST_FSTAB";
 
 /// Where everything of the place lies; in memory.
 const HOME: &str = "/run/world";
@@ -59,8 +59,8 @@ impl World {
     /// The place, when the test (by its full name) runs in it; outside, runs it there and gives `None`.
     #[track_caller]
     pub fn enter(test: &str) -> Option<Self> {
-        if std::env::var_os(INSIDE).is_some() {
-            return Some(Self { n_contents: std::cell::Cell::new(1) });
+        if let Some(world) = Self::inside() {
+            return Some(world);
         }
         if !can_mount() {
             return None;
@@ -78,6 +78,11 @@ impl World {
         let said = finished.text();
         assert!(finished.status.success() && said.contains("1 passed"), "{said}{}", finished.stderr);
         None
+    }
+
+    /// The place, in it.
+    pub fn inside() -> Option<Self> {
+        std::env::var_os(INSIDE).map(|_| Self { n_contents: std::cell::Cell::new(1) })
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
