@@ -68,8 +68,10 @@ impl World {
         for program in ["unshare", "fusermount3", "setpriv", "findmnt"] {
             peer(program)?;
         }
-        let mut command = Command::new("unshare");
-        // The shell is the first process of the namespace, and looks after those whose parents end.
+        // It ends with this process, which may be killed. The shell is the first process of the namespace, and looks after those whose
+        // parents end.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "unshare"]);
         command.args(["--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-ec", SETTING, "sh"]);
         command.arg(std::env::current_exe().unwrap()).arg(test).arg(env!("CARGO_BIN_EXE_caifs"));
         // A configuration of the machine's is none of ours.
