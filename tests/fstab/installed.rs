@@ -137,8 +137,11 @@ fn what_install_has_put_there_mounts_and_its_service_is_valid() {
     assert!(!Path::new("/sbin/mount.caifs").exists());
 }
 
-/// The units that systemd makes of an fstab: each file with its text, and links.
-fn units_of(fstab: &Path, out: &Path) -> Option<(BTreeMap<String, String>, BTreeMap<String, Option<PathBuf>>)> {
+/// Each unit with its text; and all files, with the targets of links.
+type Units = (BTreeMap<String, String>, BTreeMap<String, Option<PathBuf>>);
+
+/// The units that systemd makes of an fstab.
+fn units_of(fstab: &Path, out: &Path) -> Option<Units> {
     let generator = Path::new("/usr/lib/systemd/system-generators/systemd-fstab-generator");
     if !generator.exists() {
         missing("systemd-fstab-generator (apt-get install systemd)");
