@@ -42,25 +42,31 @@ put() {
     mv -f "$DESTDIR$3.new" "$DESTDIR$3"
 }
 
-# Calls "$1 SOURCE TARGET" for every man page and completion that there is.
+# Calls "$1 SOURCE TARGET" for every man page that there is.
 each_page() {
     for section in 1 5 7 8; do
         for page in "$here"/../man/*."$section"; do
             if [ -f "$page" ]; then "$1" "$page" "$PREFIX/share/man/man$section/${page##*/}"; fi
         done
     done
-    for source in "$here"/../completions/*; do
-        if [ ! -f "$source" ]; then continue; fi
-        case ${source##*/} in
-            *.bash) "$1" "$source" "$PREFIX/share/bash-completion/completions/caifs" ;;
-            _*) "$1" "$source" "$PREFIX/share/zsh/site-functions/${source##*/}" ;;
-            *.fish) "$1" "$source" "$PREFIX/share/fish/vendor_completions.d/${source##*/}" ;;
-        esac
-    done
+}
+
+# Calls "$1 SHELL TARGET" for every shell that gets completions.
+each_shell() {
+    "$1" bash "$PREFIX/share/bash-completion/completions/caifs"
+    "$1" zsh "$PREFIX/share/zsh/site-functions/_caifs"
+    "$1" fish "$PREFIX/share/fish/vendor_completions.d/caifs.fish"
 }
 
 put_page() { put 644 "$1" "$2"; }
-remove_page() { rm -f "$DESTDIR$2"; }
+remove() { rm -f "$DESTDIR$2"; }
+
+# The program writes its own; one for another machine cannot, and goes without.
+put_completions() {
+    written=$(mktemp)
+    if "$CAIFS" completions "$1" >"$written" 2>/dev/null && [ -s "$written" ]; then put 644 "$written" "$2"; fi
+    rm -f "$written"
+}
 
 install_all() {
     if [ ! -f "$CAIFS" ]; then fail "no program at $CAIFS (build it with cargo build --release, or set CAIFS)"; fi
@@ -74,6 +80,7 @@ install_all() {
     chmod 644 "$DESTDIR$UNITDIR/caifs@.service"
     mkdir -p "$DESTDIR$SYSCONFDIR/caifs/mounts"
     each_page put_page
+    each_shell put_completions
     reload
 }
 
@@ -83,7 +90,8 @@ uninstall_all() {
         if [ "$(readlink "$DESTDIR$SBINDIR/$link" || true)" = "$bin" ]; then rm -f "$DESTDIR$SBINDIR/$link"; fi
     done
     rm -f "$DESTDIR$bin" "$DESTDIR$UNITDIR/caifs@.service"
-    each_page remove_page
+    each_page remove
+    each_shell remove
     reload
 }
 

@@ -3,10 +3,12 @@
 //! * [`world`]: a private place for each test, with its own mounts, processes, fstab and helpers.
 //! * [`lines`]: fstab lines. [`calls`]: how the helper is called. [`users`]: as an ordinary user, by mount.fuse3, in a namespace.
 //! * [`automount`]: an automounter that waits. [`installed`]: install.sh, systemd's units, the examples.
+//! * [`systemd`]: systemd as the first process of a namespace.
 
 mod automount;
 mod calls;
 mod installed;
 mod lines;
+mod systemd;
 mod users;
 mod world;

@@ -1,7 +1,7 @@
 //! The table of what is mounted at boot, as fstab(5) writes it: enough of it to find the line of a mountpoint.
 
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::table::unescape;
 
@@ -24,7 +24,7 @@ fn find(table: &[u8], mountpoint: &Path) -> Option<String> {
         let mut fields = line.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
         let (_source, target) = (fields.next()?, fields.next()?);
         // Paths compare by their parts, so a slash at the end makes no difference.
-        let is_it = PathBuf::from(unescape(target)) == mountpoint;
+        let is_it = unescape(target) == mountpoint;
         let _fs_type = fields.next();
         is_it.then(|| String::from_utf8_lossy(fields.next().unwrap_or_default()).into_owned())
     })

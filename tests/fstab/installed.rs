@@ -45,7 +45,9 @@ fn listing(root: &Path) -> BTreeMap<String, Option<PathBuf>> {
 #[test]
 fn a_package_has_everything_in_its_place_and_nothing_stays() {
     let scratch = Scratch::new();
-    let program = scratch.file("program", b"#!/bin/sh\n");
+    // It has completions for one shell, and none for the others.
+    let program = scratch.file("program", b"#!/bin/sh\n[ \"$*\" != 'completions fish' ] || echo complete\n");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     let package = scratch.dir("pack age");
     let install = |what: &str, prefix: &str| {
         let mut command = command("sh", [shipped("install.sh")]);
@@ -70,12 +72,16 @@ fn a_package_has_everything_in_its_place_and_nothing_stays() {
         assert!(text.contains(&format!("\nExecStart={bin} mount ")) && text.contains(&format!("\nExecReload={bin} ")));
         assert!(package.join("etc/caifs/mounts").is_dir());
         assert!(!installed.keys().any(|name| name.ends_with(".new")), "{installed:?}");
-        for directory in ["man", "completions"] {
-            let n_there = fs::read_dir(shipped("..").join(directory)).map_or(0, Iterator::count);
-            let n_installed =
-                installed.keys().filter(|name| name.contains("/share/") && name.contains(&directory[..3])).count();
-            assert!(n_installed >= n_there, "{directory}: {n_installed} of {n_there}");
+        let share = format!("{}/share", &prefix[1..]);
+        let is_page = |name: &str| [".1", ".5", ".7", ".8"].iter().any(|section| name.ends_with(section));
+        let pages = fs::read_dir(shipped("../man")).into_iter().flatten().flatten();
+        for page in pages.filter_map(|page| page.file_name().into_string().ok()).filter(|name| is_page(name)) {
+            let section = page.rsplit('.').next().unwrap();
+            assert!(installed.contains_key(&format!("{share}/man/man{section}/{page}")), "{page}: {installed:?}");
         }
+        let completions = package.join(&share).join("fish/vendor_completions.d/caifs.fish");
+        assert_eq!(fs::read_to_string(completions).unwrap(), "complete\n");
+        assert!(!installed.keys().any(|name| name.contains("bash-completion")), "{installed:?}");
         // A link of somebody else's is not ours to remove.
         fs::remove_file(package.join("sbin/mount.caifs")).unwrap();
         std::os::unix::fs::symlink("/elsewhere/caifs", package.join("sbin/mount.caifs")).unwrap();
@@ -137,8 +143,11 @@ fn what_install_has_put_there_mounts_and_its_service_is_valid() {
     assert!(!Path::new("/sbin/mount.caifs").exists());
 }
 
-/// The units that systemd makes of an fstab: each file with its text, and links.
-fn units_of(fstab: &Path, out: &Path) -> Option<(BTreeMap<String, String>, BTreeMap<String, Option<PathBuf>>)> {
+/// Each unit with its text; and all files, with the targets of links.
+type Units = (BTreeMap<String, String>, BTreeMap<String, Option<PathBuf>>);
+
+/// The units that systemd makes of an fstab.
+fn units_of(fstab: &Path, out: &Path) -> Option<Units> {
     let generator = Path::new("/usr/lib/systemd/system-generators/systemd-fstab-generator");
     if !generator.exists() {
         missing("systemd-fstab-generator (apt-get install systemd)");

@@ -14,7 +14,7 @@ use crate::support::peers::peer;
 use crate::support::run::{Finished, run};
 
 /// Set inside.
-const INSIDE: &str = "CAIFS_TEST_FSTAB";
+pub const INSIDE: &str = "CAIFS_TEST_FSTAB";
 
 /// Where everything of the place lies; in memory.
 const HOME: &str = "/run/world";
@@ -59,8 +59,8 @@ impl World {
     /// The place, when the test (by its full name) runs in it; outside, runs it there and gives `None`.
     #[track_caller]
     pub fn enter(test: &str) -> Option<Self> {
-        if std::env::var_os(INSIDE).is_some() {
-            return Some(Self { n_contents: std::cell::Cell::new(1) });
+        if let Some(world) = Self::inside() {
+            return Some(world);
         }
         if !can_mount() {
             return None;
@@ -68,8 +68,10 @@ impl World {
         for program in ["unshare", "fusermount3", "setpriv", "findmnt"] {
             peer(program)?;
         }
-        let mut command = Command::new("unshare");
-        // The shell is the first process of the namespace, and looks after those whose parents end.
+        // It ends with this process, which may be killed. The shell is the first process of the namespace, and looks after those whose
+        // parents end.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "unshare"]);
         command.args(["--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-ec", SETTING, "sh"]);
         command.arg(std::env::current_exe().unwrap()).arg(test).arg(env!("CARGO_BIN_EXE_caifs"));
         // A configuration of the machine's is none of ours.
@@ -78,6 +80,11 @@ impl World {
         let said = finished.text();
         assert!(finished.status.success() && said.contains("1 passed"), "{said}{}", finished.stderr);
         None
+    }
+
+    /// The place, in it.
+    pub fn inside() -> Option<Self> {
+        std::env::var_os(INSIDE).map(|_| Self { n_contents: std::cell::Cell::new(1) })
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
