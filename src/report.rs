@@ -18,11 +18,11 @@ impl Counter {
     }
 }
 
-/// A number that goes up and down.
+/// How much there is of something now.
 #[derive(Debug, Default)]
-pub struct Gauge(AtomicU64);
+pub struct Level(AtomicU64);
 
-impl Gauge {
+impl Level {
     /// Adds to the number.
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
@@ -91,11 +91,11 @@ pub struct Report {
     /// Their plain bytes.
     pub warmed_bytes: Counter,
     /// Readers that are read ahead of now.
-    pub ahead_windows: Gauge,
+    pub ahead_windows: Level,
     /// Bytes ahead of all readers now.
-    pub ahead_now_bytes: Gauge,
+    pub ahead_now_bytes: Level,
     /// Chunks (or blocks) being fetched now without anyone waiting.
-    pub background_chunks: Gauge,
+    pub background_chunks: Level,
 }
 
 impl Report {

@@ -80,7 +80,7 @@ const SERVER: Names = &[
 ];
 
 /// Every verb with its arguments and flags.
-const VERBS: [(&str, Names, &[Names]); 14] = [
+const VERBS: [(&str, Names, &[Names]); 16] = [
     ("mount", &["<SPEC>", "<DIR>"], &[STORES, ACCESS, MOUNT]),
     ("umount", &["<DIR>"], &[&["-z, --lazy"]]),
     (
@@ -122,6 +122,8 @@ const VERBS: [(&str, Names, &[Names]); 14] = [
     ),
     ("cat", &["<INDEX>", "[OUTPUT]"], &[STORES, ACCESS, &["-o, --offset", "-l, --length", "-p, --path"]]),
     ("ls", &["<SPEC>", "[PATH]"], &[STORES, ACCESS, &["-l, --long", "-R, --recursive", "--json"]]),
+    ("warm", &["<SPEC>", "[PATH]..."], &[STORES, ACCESS, &["--range", "--metadata", "--rate"]]),
+    ("profile", &["<COMMAND>"], &[]),
     ("info", &["<INDEX>"], &[STORES, ACCESS, &["-f, --format"]]),
     ("list-chunks", &["<INDEX>"], &[ACCESS]),
     ("verify-index", &["<INDEX>", "<FILE>"], &[ACCESS, &["-n, --concurrency"]]),

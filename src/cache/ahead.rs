@@ -274,7 +274,8 @@ impl Readers {
     /// is one, so that reads at random do not drive out who reads on.
     fn begin(&mut self, budget: &AheadBudget, read: &ReadNote, now: Instant) {
         if self.known.len() >= MAX_READERS {
-            let oldest = self.known.iter().enumerate().min_by_key(|(_, reader)| (reader.window_bytes > 0, reader.moved));
+            let oldest =
+                self.known.iter().enumerate().min_by_key(|(_, reader)| (reader.window_bytes > 0, reader.moved));
             if let Some((i, _)) = oldest {
                 close(budget, &mut self.known.swap_remove(i));
             }

@@ -17,6 +17,7 @@ mod mount;
 mod option_flags;
 mod output;
 mod places;
+mod profile;
 mod pull;
 mod s3_upgrade;
 mod serve;
@@ -25,6 +26,7 @@ mod settings;
 mod store_flags;
 mod tar;
 mod umount;
+mod warm;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -75,6 +77,8 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Tar(args) => tar::run(&args),
         Verb::Cat(args) => cat::run(&args),
         Verb::Ls(args) => ls::run(&args),
+        Verb::Warm(args) => warm::run(&args),
+        Verb::Profile(args) => profile::run(&args),
         Verb::Info(args) => inspect::info(&args),
         Verb::ListChunks(args) => inspect::list_chunks(&args),
         Verb::VerifyIndex(args) => inspect::verify_index(&args),

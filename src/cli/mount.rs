@@ -1,6 +1,7 @@
 //! `caifs mount`.
 
 use std::cell::OnceCell;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use tokio::runtime::Runtime;
 
 use super::args::MountArgs;
-use super::settings;
+use super::{settings, warm};
 use crate::config::MountConfig;
 use crate::fuse;
 use crate::mount::options::{MountOptions, Unknown};
@@ -17,6 +18,7 @@ use crate::mount::{BoxError, MountError, MountRequest, Place};
 use crate::report::Report;
 use crate::store::location::{FileLocation, Location, split_group};
 use crate::volume::Live;
+use crate::volume::background::Background;
 use crate::volume::open::open_volume;
 
 /// Exit code of mount(8) for wrong arguments.
@@ -62,8 +64,15 @@ fn mount(args: MountArgs, options: Typed) -> Result<(), MountError> {
         Ok(opened.volume)
     };
     let serve = |served: Served| {
+        let runtime = served.runtime.clone();
         let session = fuse::serve(served.volume, served.fd, settings, served.runtime, Arc::clone(&report))?;
-        Ok(move || session.run())
+        let live = live.get().ok_or_else(|| io::Error::other("served before it was opened"))?;
+        let background = Background::start(live, &runtime).map_err(io::Error::other)?;
+        Ok(move || {
+            let ended = session.run();
+            background.stop();
+            ended
+        })
     };
     let ended = crate::mount::mount(&request, open, serve);
     tracing::info!(?report, "ended");
@@ -110,6 +119,8 @@ fn options(args: &MountArgs) -> anyhow::Result<Typed> {
     for store in sources.stores.iter_mut().chain(&mut sources.cache) {
         *store = settings::absolute(store)?;
     }
+    warm::make_absolute(&mut options.config.ahead)?;
+    let sources = &options.config.sources;
     let mut places = sources.stores.clone();
     if places.is_empty() {
         places.push(location.default_store());

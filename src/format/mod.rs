@@ -2,4 +2,5 @@
 
 pub mod catar;
 pub mod index;
+pub mod profile;
 pub mod protocol;

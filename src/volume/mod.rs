@@ -3,17 +3,23 @@
 //! * [`Volume`] is what the kernel can ask of a read-only filesystem.
 //! * [`tree`] serves a directory archive, [`image`] a blob as a file in a directory or as the mountpoint itself.
 //! * [`open`] puts store, cache, blob and tree together for what a user names; [`live`] is what they are while the volume is served.
+//! * [`background`] is what goes on beside the serving: [`warm`] fetches what was asked for, [`replay`] what a profile lists, [`record`]
+//!   makes a profile.
 //! * [`VolumeError`] carries its errno and the numbered site of every EIO.
 //!
 //! Invariants: a volume is immutable, so that the kernel may keep what it learns for ever; a future that finds all it needs in
 //! memory is ready at its first poll and does no blocking work in a poll; `statfs` never waits.
 
+pub mod background;
 mod error;
 pub mod image;
 pub mod live;
 pub mod open;
+pub mod record;
+pub mod replay;
 pub mod sources;
 pub mod tree;
+pub mod warm;
 
 pub use error::{EioSite, VolumeError};
 pub use live::{Live, LiveVolume, Part};
