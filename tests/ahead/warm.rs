@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 use super::{Ground, until};
 use crate::cli::one_line;
 use crate::mount::can_mount;
-use crate::support::blob::noise;
+use crate::support::blob::{Xorshift, noise};
 use crate::support::proxy::{Mode, ProxyFault};
 
 /// A tree of some directories, each file of other content.
 fn tree(ground: &Ground) -> std::path::PathBuf {
     let tree = ground.scratch.dir("tree");
+    let mut random = Xorshift::seeded(77);
     for (dir, n) in [("a", 3), ("b/inner", 5), ("c", 2)] {
         fs::create_dir_all(tree.join(dir)).unwrap();
         for i in 0..n {
-            fs::write(tree.join(dir).join(format!("file {i}")), [dir.as_bytes(), &[i], &noise(500_000)].concat())
-                .unwrap();
+            fs::write(tree.join(dir).join(format!("file {i}")), random.bytes(500_000)).unwrap();
         }
     }
     ground.pack(&tree);
