@@ -4,6 +4,7 @@ mod profiles;
 mod warm;
 
 use std::fs;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use caifs::volume::open::open_volume;
 use caifs::volume::{LiveVolume, ROOT_INO};
 use tokio::runtime::Runtime;
 
+use crate::mount::can_mount;
 use crate::support::blob::{Xorshift, noise};
 use crate::support::mounted::Mounted;
 use crate::support::peers::peer;
@@ -166,6 +168,26 @@ fn a_reader_is_read_ahead_of_and_all_is_given_back_when_it_rests() {
         assert!(read_all(&runtime, &opened, "disk", 1 << 20) == content, "{name}");
         assert_eq!((report.n_ahead.get(), report.ahead_windows.get()), (0, 0), "{name}");
     }
+}
+
+#[test]
+fn what_is_read_past_the_page_cache_is_right() {
+    if !can_mount() {
+        return;
+    }
+    let Some(ground) = Ground::new() else { return };
+    let content = noise(12_345_678);
+    ground.make("disk.caibx", &content);
+    ground.delay(Duration::from_millis(3));
+    let mounted = ground.mount("disk.caibx", &["--memory=16M"]);
+    let file = fs::File::options().read(true).custom_flags(libc::O_DIRECT).open(ground.mnt.join("disk")).unwrap();
+    let (mut read, mut piece) = (Vec::new(), vec![0; 128 << 10]);
+    while let n @ 1.. = file.read_at(&mut piece, read.len() as u64).unwrap() {
+        read.extend_from_slice(&piece[..n]);
+    }
+    assert!(read == content);
+    drop(file);
+    assert!(mounted.end());
 }
 
 #[test]

@@ -460,7 +460,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_that_rests_gives_way() {
         let (ahead, report) = ahead(MIB, Some(MIB));
-        let waits = |start: u64| (0..100).for_each(|i| drop(ahead.note(read(start + i * 128 * KIB, 128 * KIB, true))));
+        let waits = |start: u64| {
+            for i in 0..100 {
+                ahead.note(read(start + i * 128 * KIB, 128 * KIB, true));
+            }
+        };
         waits(0);
         assert!(report.ahead_now_bytes.get() >= 768 * KIB);
         tokio::time::advance(RESTING).await;

@@ -76,17 +76,19 @@ pub fn run(args: &WarmArgs) -> Result<()> {
     let part = Part { path: Vec::new(), location, kind: opened.kind, blob: opened.blob, tree: None };
     let (warming, tally) = (Warming { pace, ..Warming::default() }, Tally::default());
     let ranges = runtime.block_on(showing_progress(&tally, warm::warm(&part, &wishes, &warming, &tally)))?;
-    writeln!(
-        io::stdout(),
-        "{name}: {} chunks: {} fetched ({} bytes in {} requests), {} there already",
-        tally.n_fetched.get() + tally.n_present.get() + tally.n_failed.get(),
-        tally.n_fetched.get(),
-        report.fetched_bytes.get(),
-        report.n_fetches.get(),
-        tally.n_present.get(),
-    )?;
-    if tally.n_failed.get() > 0 {
-        bail!("{name}: {} could not be had: {}", tally.n_failed.get(), tally.failures().join("; "));
+    let (n_bytes, n_requests) = (report.fetched_bytes.get(), report.n_fetches.get());
+    let (n_fetched, n_present, n_failed) = (tally.n_fetched.get(), tally.n_present.get(), tally.n_failed.get());
+    let n_chunks = n_fetched + n_present + n_failed;
+    let summary = match wishes[..] {
+        // It is read as a reader reads it, who does not know of chunks.
+        [Wish::Metadata] => format!("all metadata: {n_bytes} bytes fetched in {n_requests} requests"),
+        _ => format!(
+            "{n_chunks} chunks: {n_fetched} fetched ({n_bytes} bytes in {n_requests} requests), {n_present} there already"
+        ),
+    };
+    writeln!(io::stdout(), "{name}: {summary}")?;
+    if n_failed > 0 {
+        bail!("{name}: {n_failed} could not be had: {}", tally.failures().join("; "));
     }
     // A cache that is too small has evicted the first again, or has not taken the last.
     let mut n_lost = 0;

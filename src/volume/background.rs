@@ -26,7 +26,7 @@ use crate::config::{AheadConfig, MountConfig, StoreSettings};
 use crate::digest::ChunkId;
 use crate::format::profile::{MAX_PROFILE_BYTES, Profile, SUFFIX};
 use crate::store::files::ReadWhole;
-use crate::store::location::FileLocation;
+use crate::store::location::{FileLocation, Location};
 use crate::store::open::open_files;
 
 /// The word for no profile.
@@ -48,8 +48,8 @@ pub struct Background {
 #[derive(Debug)]
 struct Shared {
     config: AheadConfig,
-    /// Whether the stores are not asked, and how they are reached.
     is_offline: bool,
+    /// How stores are reached.
     settings: Arc<StoreSettings>,
     /// The most a profile may be long.
     max_profile_bytes: u64,
@@ -152,7 +152,6 @@ impl PartObserver for Shared {
             part: part.clone(),
             wishes,
             profile: self.profile_of(part),
-            is_offline: self.is_offline,
             settings: Arc::clone(&self.settings),
             max_profile_bytes: self.max_profile_bytes,
             warming: self.warming.clone(),
@@ -167,7 +166,8 @@ impl PartObserver for Shared {
 impl Shared {
     /// Where the profile of a part is, and whether it must be there.
     fn profile_of(&self, part: &Part) -> Option<(FileLocation, bool)> {
-        if !matches!(part.blob, Blob::Chunked(_)) {
+        // Nothing can be fetched before its time offline, and a plain archive has no chunks that a profile could name.
+        if self.is_offline || !matches!(part.blob, Blob::Chunked(_)) {
             return None;
         }
         match self.config.profile.as_deref() {
@@ -179,6 +179,8 @@ impl Shared {
                     None
                 }
             },
+            // A whole session, for a file that is hardly ever there.
+            None if is_over_ssh(&part.location) => None,
             None => beside(&part.location, SUFFIX).map(|location| (location, false)),
         }
     }
@@ -215,7 +217,6 @@ struct PartWork {
     part: Part,
     wishes: Vec<Wish>,
     profile: Option<(FileLocation, bool)>,
-    is_offline: bool,
     settings: Arc<StoreSettings>,
     max_profile_bytes: u64,
     warming: Warming,
@@ -235,9 +236,6 @@ impl PartWork {
     }
 
     async fn read_profile(&self, location: &FileLocation, is_named: bool) -> Option<Profile> {
-        if self.is_offline && matches!(location, FileLocation::Remote { .. }) {
-            return None;
-        }
         let text = read_profile(location, &self.settings, self.max_profile_bytes).await;
         let parsed = text.and_then(|text| {
             text.map(|text| Profile::parse(&text).map_err(|error| OpenError::new(&location.to_string(), error)))
@@ -345,6 +343,10 @@ pub fn beside(location: &FileLocation, suffix: &str) -> Option<FileLocation> {
         }),
         FileLocation::Stdio => None,
     }
+}
+
+fn is_over_ssh(location: &FileLocation) -> bool {
+    matches!(location, FileLocation::Remote { directory: Location::Ssh(_), .. })
 }
 
 /// The bytes of a profile, wherever it lies: of a local one that is longer, the first `max_bytes`. `None` when there is none.
