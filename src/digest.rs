@@ -30,6 +30,12 @@ impl ChunkId {
         }
         text
     }
+
+    /// The first bytes as a number: enough to tell some million ids apart, since they are digests.
+    pub fn prefix(&self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        u64::from_be_bytes([a, b, c, d, e, f, g, h])
+    }
 }
 
 impl fmt::Display for ChunkId {

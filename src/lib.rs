@@ -34,6 +34,10 @@
 //! decoded and verified on blocking threads; a chunk that is wrong is fetched again, from another store if there is one, and a
 //! failure that can pass is waited out until the read's deadline. What came from a store is kept on disk after the reader has its bytes.
 //!
+//! A reader who reads on is read ahead of: what comes next is fetched in a window that doubles whenever the reader had to wait
+//! (`cache::ahead`, `blob::read_ahead`). That, warming and the replay of profiles (`volume::background`) have a share of requests, threads
+//! and memory of their own, so that a reader never queues behind what nobody waits for (`cache::background`).
+//!
 //! # How a tree is browsed
 //!
 //! `tree` finds a file from the end of the archive by hashes, and lists a directory by a look at each child; so `find` over a remote archive

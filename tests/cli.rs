@@ -81,7 +81,7 @@ const SERVER: Names = &[
 ];
 
 /// Every verb with its arguments and flags.
-const VERBS: [(&str, Names, &[Names]); 22] = [
+const VERBS: [(&str, Names, &[Names]); 24] = [
     ("mount", &["<SPEC>", "<DIR>"], &[STORES, TRUST, ACCESS, MOUNT]),
     ("umount", &["<DIR>"], &[&["-z, --lazy"]]),
     ("status", &["[DIR]"], &[&["--json"]]),
@@ -129,6 +129,8 @@ const VERBS: [(&str, Names, &[Names]); 22] = [
     ),
     ("cat", &["<INDEX>", "[OUTPUT]"], &[STORES, TRUST, ACCESS, &["-o, --offset", "-l, --length", "-p, --path"]]),
     ("ls", &["<SPEC>", "[PATH]"], &[STORES, TRUST, ACCESS, &["-l, --long", "-R, --recursive", "--json"]]),
+    ("warm", &["<SPEC>", "[PATH]..."], &[STORES, TRUST, ACCESS, &["--range", "--metadata", "--rate"]]),
+    ("profile", &["<COMMAND>"], &[]),
     ("info", &["<INDEX>"], &[STORES, TRUST, ACCESS, &["-f, --format"]]),
     ("list-chunks", &["<INDEX>"], &[TRUST, ACCESS]),
     ("verify-index", &["<INDEX>", "<FILE>"], &[TRUST, ACCESS, &["-n, --concurrency"]]),

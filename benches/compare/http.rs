@@ -1,7 +1,10 @@
-//! The image over HTTP: nginx on loopback, as it is and with 20 ms added to each request, and the disk tier before it.
+//! The image over HTTP: nginx on loopback, as it is and with 20 ms added to each request, and the disk tier before it; and small reads
+//! without the kernel's read-ahead, with ours and with nobody's.
 
 use std::collections::HashSet;
+use std::fs::OpenOptions;
 use std::net::SocketAddr;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -23,6 +26,12 @@ const DELAY: Duration = Duration::from_millis(20);
 
 /// Chunks fetched one at a time to know how fast that is.
 const N_ONE_BY_ONE: usize = 200;
+
+/// What is read at a time past the kernel's page cache, so that nothing is read ahead there: what it would ask for by itself.
+const DIRECT_BYTES: usize = 128 << 10;
+
+/// Distinct content that is read so.
+const DIRECT_CONTENT_BYTES: u64 = 64 << 20;
 
 /// The servers of this group.
 pub struct Servers {
@@ -102,7 +111,48 @@ pub fn round(
     let _ = std::fs::remove_dir_all(&cache);
     add(subject.name, Metric::DelayedSequential, read(mount(&[], servers.delayed_store())?)?);
     add("limit", Metric::DelayedSequential, one_by_one(&chunks, &servers.delayed_store())?);
+    let (end, content_bytes) = beginning(&image.index)?;
+    for (metric, more) in [(Metric::DelayedDirect, &[][..]), (Metric::DelayedDirectAlone, &["-o", "read-ahead=0"])] {
+        let mount = mount(more, servers.delayed_store())?;
+        let file = crate::subjects::file_of_size(&mountpoint, image.content_bytes)?;
+        let time = direct(&file, end).map_err(|error| error.to_string())?;
+        drop(mount);
+        add(subject.name, metric, rate(time, content_bytes));
+    }
     Ok(())
+}
+
+/// The first so many bytes of an image that have [`DIRECT_CONTENT_BYTES`] of distinct content, and how much that really is.
+fn beginning(index: &Path) -> Result<(u64, u64), String> {
+    let bytes = std::fs::read(index).map_err(|error| error.to_string())?;
+    let index = Index::open(bytes).map_err(|error| error.to_string())?;
+    let (mut met, mut content_bytes, mut end) = (HashSet::new(), 0, 0);
+    for item in index.items() {
+        let item = item.map_err(|error| error.to_string())?;
+        if content_bytes >= DIRECT_CONTENT_BYTES {
+            break;
+        }
+        end = item.end;
+        if met.insert(item.id) {
+            content_bytes += item.size_bytes();
+        }
+    }
+    Ok((end, content_bytes))
+}
+
+/// Reads the beginning of a file past the page cache, a piece at a time.
+fn direct(file: &Path, end: u64) -> std::io::Result<Duration> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(file)?;
+    let mut piece = vec![0; DIRECT_BYTES];
+    let start = Instant::now();
+    let mut offset = 0;
+    while offset < end {
+        match file.read_at(&mut piece, offset)? {
+            0 => break,
+            n => offset += n as u64,
+        }
+    }
+    Ok(start.elapsed())
 }
 
 /// The ids of an index, each once, with the bytes of their chunks.

@@ -47,10 +47,12 @@ pub enum Metric {
     HttpKeeping,
     HttpKept,
     DelayedSequential,
+    DelayedDirect,
+    DelayedDirectAlone,
 }
 
 impl Metric {
-    const ALL: [Self; 27] = [
+    const ALL: [Self; 29] = [
         Self::TreeMount,
         Self::TreeFirstByte,
         Self::FindCold,
@@ -78,6 +80,8 @@ impl Metric {
         Self::HttpKeeping,
         Self::HttpKept,
         Self::DelayedSequential,
+        Self::DelayedDirect,
+        Self::DelayedDirectAlone,
     ];
 
     /// Group, text and unit.
@@ -110,6 +114,8 @@ impl Metric {
             Self::HttpKeeping => ("http", "  the same, kept on disk meanwhile", "MiB/s"),
             Self::HttpKept => ("http", "  from what was kept", "MiB/s"),
             Self::DelayedSequential => ("http", "  20 ms added to each request", "MiB/s"),
+            Self::DelayedDirect => ("http", "  and 128 KiB a read past the kernel", "MiB/s"),
+            Self::DelayedDirectAlone => ("http", "  and nothing read ahead", "MiB/s"),
         }
     }
 
@@ -320,6 +326,12 @@ impl Results {
                 ratio(ours(Metric::DelayedSequential), value("limit", Metric::DelayedSequential)),
                 true,
                 20.0,
+            ),
+            target(
+                "20 ms added, small reads: times without read-ahead",
+                ratio(ours(Metric::DelayedDirect), ours(Metric::DelayedDirectAlone)),
+                true,
+                8.0,
             ),
             target("peak RSS: MiB", rss.max_by(f64::total_cmp), false, budget_mib + RSS_ALLOWANCE_MIB),
         ]

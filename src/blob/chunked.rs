@@ -88,10 +88,13 @@ impl ChunkedBlob {
         let (mut item_idx, mut item) = shared.locate(range.start)?;
         let mut wants = Vec::new();
         loop {
-            if item.start >= range.end || item.size_bytes() > max_chunk_bytes {
+            if item.start >= range.end {
                 break;
             }
             if item.start >= range.start {
+                if item.size_bytes() > max_chunk_bytes {
+                    break;
+                }
                 wants.push(want(&item));
             }
             item_idx += 1;

@@ -35,8 +35,9 @@ const RESTING: Duration = Duration::from_secs(1);
 /// How often idle readers are looked for.
 pub const SWEEP: Duration = Duration::from_secs(1);
 
-/// How far behind its place a read may be and still be the same reader's, in bytes: requests of the kernel overtake each other.
-const MAX_BEHIND_BYTES: u64 = 1 << 20;
+/// How far behind its place a read may be and still be the same reader's, in reads of the same length: requests of the kernel overtake
+/// each other, as many as there are threads that take them.
+const MAX_BEHIND_READS: u64 = 4;
 
 /// How far a reader may skip that has no window, at the least, in bytes: from the content of one file of an archive to that of the next.
 const MIN_SKIP_BYTES: u64 = 4 << 10;
@@ -159,10 +160,11 @@ impl Reader {
 
     /// How far a read is from where this reader is expected to go on; `None` when it is not this one's.
     fn distance(&self, read: &ReadNote) -> Option<u64> {
-        let skip = (2 * read.n_bytes).max(MIN_SKIP_BYTES);
+        let skip = read.n_bytes.saturating_mul(2).max(MIN_SKIP_BYTES);
         let furthest = self.ahead_end.max(self.next.saturating_add(skip));
-        // Without a window there is nothing in flight that could overtake.
-        let behind = if self.window_bytes > 0 { MAX_BEHIND_BYTES } else { 0 };
+        // Without a window there is nothing in flight that could overtake, and what is of another file is somebody else's.
+        let can_be_late = self.window_bytes > 0 && self.file_end == read.file_end;
+        let behind = if can_be_late { read.n_bytes.saturating_mul(MAX_BEHIND_READS) } else { 0 };
         let is_near = (self.next.saturating_sub(behind)..=furthest).contains(&read.offset);
         is_near.then(|| read.offset.abs_diff(self.next))
     }
@@ -458,7 +460,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_that_rests_gives_way() {
         let (ahead, report) = ahead(MIB, Some(MIB));
-        let waits = |start: u64| (0..100).for_each(|i| drop(ahead.note(read(start + i * 128 * KIB, 128 * KIB, true))));
+        let waits = |start: u64| {
+            for i in 0..100 {
+                ahead.note(read(start + i * 128 * KIB, 128 * KIB, true));
+            }
+        };
         waits(0);
         assert!(report.ahead_now_bytes.get() >= 768 * KIB);
         tokio::time::advance(RESTING).await;

@@ -291,6 +291,9 @@ impl Drop for Paced {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::cache::{Cache, CacheConfig, Want};
+    use crate::digest::Digest;
+    use crate::store::fault::{Fault, FaultStore};
     use futures_util::FutureExt;
 
     fn warm(pace: Option<Arc<Pace>>, is_urgent: bool) -> Purpose {
@@ -371,7 +374,7 @@ mod tests {
             slots.push(slot);
         }
         assert_eq!(slots.len(), N_BACKGROUND);
-        assert!(N_BACKGROUND + 8 <= MAX_REQUESTS && N_WARM < N_BACKGROUND);
+        const { assert!(N_BACKGROUND + 8 <= MAX_REQUESTS && N_WARM < N_BACKGROUND) };
         slots.clear();
         while let Some(Some(slot)) = lanes.enter(&Purpose::Ahead, 1, 10 * PERMIT_BYTES).now_or_never() {
             slots.push(slot);
@@ -381,5 +384,58 @@ mod tests {
         slots.clear();
         assert!(lanes.enter(&Purpose::Ahead, 1, u64::MAX).now_or_never().flatten().is_some(), "one is always let in");
         assert_eq!(lanes.report.background_chunks.get(), 0);
+    }
+
+    /// A cache over a store that takes a second for each chunk, and the chunks in it.
+    fn slow_cache(n_chunks: u32) -> (Cache, Vec<Want>) {
+        let store = FaultStore::new("slow", |_, _| Fault::Delay(Duration::from_secs(1)));
+        let wants = (0..n_chunks).map(|i| {
+            let plain = i.to_le_bytes().repeat(1000);
+            let id = Digest::default().id(&plain);
+            store.insert(id, &plain);
+            Want { id, n_bytes: plain.len() as u64 }
+        });
+        let wants = wants.collect();
+        let config = CacheConfig {
+            memory_bytes: 1 << 24,
+            inflight_bytes: 1 << 20,
+            fetch_timeout: Duration::from_secs(100),
+            is_offline: false,
+        };
+        (Cache::new(Arc::new(store), config, Arc::default()), wants)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_never_queues_behind_what_nobody_waits_for() {
+        let (cache, wants) = slow_cache(2000);
+        for purpose in [Purpose::Ahead, warm(None, true), warm(None, false)] {
+            let (background, wanted) = (cache.for_purpose(purpose), wants.clone());
+            tokio::spawn(async move { background.get_each(Digest::default(), &wanted[20..]).await });
+        }
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        let start = Instant::now();
+        let reads = wants[..10].iter().map(|want| cache.get(Digest::default(), *want));
+        assert!(futures_util::future::join_all(reads).await.iter().all(Result::is_ok));
+        assert_eq!(start.elapsed().as_secs(), 1, "as if nothing else went on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_warmed_goes_past_the_memory_unless_a_reader_comes() {
+        let (cache, wants) = slow_cache(20);
+        let digest = Digest::default();
+        let warming = cache.for_purpose(warm(None, false));
+        assert!(warming.get_each(digest, &wants).await.iter().all(Result::is_ok));
+        assert_eq!((cache.memory_weight_bytes(), cache.report().n_warmed.get()), (0, 20));
+        assert!(cache.peek(&wants[0]).is_none());
+        let (outcomes, read) = tokio::join!(warming.get_each(digest, &wants[..1]), async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            cache.get(digest, wants[0]).await
+        });
+        assert!(outcomes[0].is_ok() && read.is_ok());
+        assert_eq!(cache.report().n_fetches.get(), 21, "the reader has followed");
+        assert!(cache.peek(&wants[0]).is_some());
+        assert!(cache.for_purpose(Purpose::Ahead).get_each(digest, &wants).await.iter().all(Result::is_ok));
+        assert!(cache.peek(&wants[19]).is_some());
+        assert_eq!((cache.report().n_ahead.get(), cache.report().background_chunks.get()), (19, 0));
     }
 }

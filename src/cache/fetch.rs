@@ -81,7 +81,7 @@ pub(super) struct Held {
 }
 
 impl Held {
-    fn into_memory(&self) -> bool {
+    fn is_for_memory(&self) -> bool {
         self.slot.as_ref().is_none_or(|slot| slot.into_memory)
     }
 
@@ -151,7 +151,7 @@ async fn at_hand(shared: &Arc<Shared>, digest: Digest, batch: Vec<Task>, permit:
         for task in batch {
             match shared.disk.as_ref().and_then(|disk| disk.get(digest, &task.want())) {
                 Some(chunk) => {
-                    if permit.into_memory() {
+                    if permit.is_for_memory() {
                         shared.report.n_evicted.add(shared.memory.insert(chunk.clone()));
                     }
                     permit.arrived(&chunk);
@@ -344,7 +344,7 @@ impl Shared {
                         tracing::warn!("{bad}; fetched again, and right now");
                     }
                     permit.arrived(&chunk);
-                    let untold = match permit.into_memory() {
+                    let untold = match permit.is_for_memory() {
                         true => {
                             self.report.n_evicted.add(self.memory.insert(chunk.clone()));
                             task.tell(Ok((chunk.clone(), Source::Store)));

@@ -8,6 +8,7 @@ use super::abort::AbortArgs;
 use super::manual::{CompletionsArgs, ManualArgs};
 use super::map::MapArgs;
 use super::option_flags::OptionFlags;
+use super::profile::ProfileArgs;
 use super::reload::ReloadArgs;
 use super::serve_flags::{ChunkServerArgs, IndexServerArgs};
 use super::sign::SignArgs;
@@ -15,6 +16,7 @@ use super::status::StatusArgs;
 use super::store_flags::{AccessFlags, StoreFlags, TrustFlags};
 use super::top::TopArgs;
 use super::verify_signature::VerifySignatureArgs;
+use super::warm::WarmArgs;
 
 /// Mount casync and desync archives and disk images lazily, and make them.
 #[derive(Debug, Parser)]
@@ -62,6 +64,10 @@ pub enum Verb {
     Cat(CatArgs),
     /// List the files of an archive.
     Ls(LsArgs),
+    /// Make a cache keep content before it is read: all of it, some files, or a range.
+    Warm(WarmArgs),
+    /// Show and merge profiles, which a mount records and replays.
+    Profile(ProfileArgs),
     /// Tell what an index describes.
     Info(InfoArgs),
     /// List the ids of an index's chunks.
@@ -104,6 +110,8 @@ impl Verb {
             Self::Tar(args) => Some(&mut args.access.config_file),
             Self::Cat(args) => Some(&mut args.stores.access.config_file),
             Self::Ls(args) => Some(&mut args.stores.access.config_file),
+            Self::Warm(args) => Some(&mut args.stores.access.config_file),
+            Self::Profile(args) => args.config_file_mut(),
             Self::Info(args) => Some(&mut args.stores.access.config_file),
             Self::Config(args) => Some(&mut args.stores.access.config_file),
             Self::ListChunks(args) => Some(&mut args.access.config_file),

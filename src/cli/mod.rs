@@ -24,6 +24,7 @@ mod mount;
 mod option_flags;
 mod output;
 mod places;
+mod profile;
 mod pull;
 mod reload;
 mod remount;
@@ -41,6 +42,7 @@ mod tar;
 mod top;
 mod umount;
 mod verify_signature;
+mod warm;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -101,6 +103,8 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Tar(args) => tar::run(&args),
         Verb::Cat(args) => cat::run(&args),
         Verb::Ls(args) => ls::run(&args),
+        Verb::Warm(args) => warm::run(&args),
+        Verb::Profile(args) => profile::run(&args),
         Verb::Info(args) => inspect::info(&args),
         Verb::ListChunks(args) => inspect::list_chunks(&args),
         Verb::VerifyIndex(args) => inspect::verify_index(&args),

@@ -1,6 +1,7 @@
 //! `caifs mount`.
 
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,19 +12,21 @@ use super::args::MountArgs;
 use super::given::Again;
 use super::runtime_dir::runtime_dir;
 use super::service::{self, Beside, Fresh};
-use super::{remount, service_environment, settings};
+use super::{remount, service_environment, settings, warm};
 use crate::config::MountConfig;
 use crate::fuse;
 use crate::mount::control::MountedAt;
 use crate::mount::notify::Manager;
 use crate::mount::options::{MountOption, MountOptions, Unknown};
-use crate::mount::privileges::Role;
+use crate::mount::privileges::{Confinement, Role};
 use crate::mount::run::Served;
 use crate::mount::service::Descriptors;
 use crate::mount::{BoxError, MountError, MountRequest, Place, Service, shown_source};
 use crate::report::Report;
 use crate::store::location::{FileLocation, Location, split_group};
 use crate::volume::Live;
+use crate::volume::background::Background;
+use crate::volume::background::Background;
 use crate::volume::open::open_volume;
 
 /// Exit code of mount(8) for wrong arguments.
@@ -86,35 +89,30 @@ pub(super) fn mount(
     let serve = |served: Served| {
         let Served { volume, fd, runtime, handover, confinement, .. } = served;
         let at = MountedAt::find(&fd, &request.mountpoint);
-        let session = fuse::serve(volume, fd, settings, runtime, Arc::clone(&report), &handover)?;
+        let session = fuse::serve(volume, fd, settings, runtime.clone(), Arc::clone(&report), &handover)?;
         let opened = opened.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (live, beside) = opened.ok_or_else(|| io::Error::other("served before it was opened"))?;
+        let background = confined(&confinement, Role::Worker, || Background::start(&live, &runtime));
+        let background = background.map_err(io::Error::other)?;
         let manager = request.service.manager.clone();
-        let service = opened.map(|(live, beside)| {
-            let around = Box::new(move |begins: bool| match begins {
-                // The end is told when it comes.
-                true => std::mem::forget(manager.reloading()),
-                false => manager.ready(),
-            });
-            let fresh = Fresh {
-                source: &request.source,
-                control_dir: request.service.control_dir.as_deref(),
-                at,
-                live: &live,
-                requests: session.requests(),
-                again,
-                around,
-            };
-            // What it starts is confined as the thread that starts it.
-            std::thread::scope(|scope| {
-                let start = || {
-                    confinement.enter(Role::Control);
-                    service::start(fresh, beside)
-                };
-                scope.spawn(start).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
+        let around = Box::new(move |begins: bool| match begins {
+            // The end is told when it comes.
+            true => std::mem::forget(manager.reloading()),
+            false => manager.ready(),
         });
+        let fresh = Fresh {
+            source: &request.source,
+            control_dir: request.service.control_dir.as_deref(),
+            at,
+            live: &live,
+            requests: session.requests(),
+            again,
+            around,
+        };
+        let service = confined(&confinement, Role::Control, || service::start(fresh, beside));
         Ok(move || {
             let ended = session.run();
+            background.stop();
             drop(service);
             ended
         })
@@ -122,6 +120,17 @@ pub(super) fn mount(
     let ended = crate::mount::mount(&request, open, serve);
     tracing::info!(?report, "ended");
     ended.map(drop)
+}
+
+/// Does something on a thread of a role: what it starts is confined as the thread that starts it.
+fn confined<T: Send>(confinement: &Confinement, role: Role, work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            confinement.enter(role);
+            work()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// What was typed, read.
@@ -191,9 +200,9 @@ pub(super) fn settle(
     for store in sources.stores.iter_mut().chain(&mut sources.cache) {
         *store = settings::absolute(store)?;
     }
+    warm::make_absolute(&mut options.config.ahead)?;
     let config = &mut options.config;
-    let paths =
-        [&mut config.config_file, &mut config.store_file, &mut config.ahead.record, &mut config.service.access_trace];
+    let paths = [&mut config.config_file, &mut config.store_file, &mut config.service.access_trace];
     for path in paths.into_iter().flatten() {
         // So that they are the same when they are read again from another directory.
         *path = std::path::absolute(&*path)?;

@@ -4,5 +4,6 @@ pub mod catar;
 pub mod ends;
 pub mod index;
 pub mod minisign;
+pub mod profile;
 pub mod protocol;
 pub mod table;

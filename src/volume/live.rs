@@ -1,5 +1,6 @@
 //! A volume as it is served: what it is made of, for whoever watches it, warms it or changes its settings meanwhile.
 
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -36,6 +37,13 @@ pub struct Live {
 struct State {
     config: MountConfig,
     parts: Vec<Part>,
+    observers: Vec<Arc<dyn PartObserver>>,
+}
+
+/// Somebody who has something to do with every part.
+pub trait PartObserver: Debug + Send + Sync {
+    /// A part was opened. Must not wait.
+    fn part_opened(&self, part: &Part);
 }
 
 /// An index or archive that a volume serves. A volume has one, or one for each index of a directory that has been opened.
@@ -56,13 +64,28 @@ pub struct Part {
 impl Live {
     /// A volume with these settings, of which no part is open yet.
     pub fn new(location: FileLocation, config: MountConfig, report: Arc<Report>) -> Self {
-        let state = Mutex::new(State { config, parts: Vec::new() });
+        let state = Mutex::new(State { config, parts: Vec::new(), observers: Vec::new() });
         Self { location, report, opened: Instant::now(), state }
     }
 
     /// Hears of a part that has been opened.
     pub fn add(&self, part: Part) {
-        self.lock().parts.push(part);
+        let observers = {
+            let mut state = self.lock();
+            state.parts.push(part.clone());
+            state.observers.clone()
+        };
+        observers.iter().for_each(|observer| observer.part_opened(&part));
+    }
+
+    /// Tells somebody of every part: those that are open now, and those that are opened later.
+    pub fn observe(&self, observer: &Arc<dyn PartObserver>) {
+        let parts = {
+            let mut state = self.lock();
+            state.observers.push(Arc::clone(observer));
+            state.parts.clone()
+        };
+        parts.iter().for_each(|part| observer.part_opened(part));
     }
 
     /// Hears that the part at a path is gone.

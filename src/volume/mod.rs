@@ -8,22 +8,28 @@
 //! * [`retune`] changes its stores and limits meanwhile.
 //! * [`trust`] says what an index must be before anything of it is used.
 //! * [`table`] finds, keeps and makes the metadata table of a tree.
+//! * [`background`] is what goes on beside the serving: [`warm`] fetches what was asked for, [`replay`] what a profile lists, [`record`]
+//!   makes a profile.
 //! * [`VolumeError`] carries its errno and the numbered site of every EIO.
 //!
 //! Invariants: a volume is immutable, so that the kernel may keep what it learns for ever, but where [`Volume::lasts`] says less; a future that finds all it needs in
 //! memory is ready at its first poll and does no blocking work in a poll; `statfs` never waits.
 
+pub mod background;
 pub mod collection;
 mod error;
 pub mod image;
 pub mod live;
 pub mod open;
+pub mod record;
+pub mod replay;
 pub mod retune;
 pub mod show;
 pub mod sources;
 pub mod table;
 pub mod tree;
 pub mod trust;
+pub mod warm;
 
 pub use error::{EioSite, VolumeError};
 pub use live::{Live, LiveVolume, Part};

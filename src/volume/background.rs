@@ -1,0 +1,390 @@
+//! What goes on beside the serving of a volume, as its settings say: warming, replaying a profile, recording one.
+//!
+//! [`Background`] does for every part of a volume what is to be done, when the part is opened: first its profile, then what is to be
+//! warmed. It ends when it is stopped or dropped. Invariant: nothing of it is waited for by a reader, and no failure of it ends a mount.
+
+use std::ffi::OsStr;
+use std::future::Future;
+use std::io::Read;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+
+use super::live::PartObserver;
+use super::open::OpenError;
+use super::record::{FLUSH, Recorder};
+use super::replay::{Follow, known_chunks, replay};
+use super::warm::{self, NotWarmable, Tally, Warming, Wish, WishError};
+use super::{Live, Part};
+use crate::blob::{Blob, ChunkedBlob};
+use crate::cache::Touches;
+use crate::cache::background::Pace;
+use crate::config::{AheadConfig, MountConfig, StoreSettings};
+use crate::digest::ChunkId;
+use crate::format::profile::{MAX_PROFILE_BYTES, Profile, SUFFIX};
+use crate::store::files::ReadWhole;
+use crate::store::location::{FileLocation, Location};
+use crate::store::open::open_files;
+
+/// The word for no profile.
+const NO_PROFILE: &str = "no";
+
+/// How often warming is tried again when the stores fail, and how soon: some ten minutes beside what every fetch does by itself.
+const N_RETRIES: u32 = 12;
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
+
+/// The share of the memory budget that a profile may take while it is read.
+const PROFILE_SHARE: u64 = 16;
+
+/// The background work of a volume. It ends with this value.
+#[derive(Debug)]
+pub struct Background {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: AheadConfig,
+    is_offline: bool,
+    /// How stores are reached.
+    settings: Arc<StoreSettings>,
+    /// The most a profile may be long.
+    max_profile_bytes: u64,
+    wishes: Vec<Wish>,
+    warming: Warming,
+    watch: Arc<Watch>,
+    runtime: Handle,
+    tasks: Mutex<Vec<AbortHandle>>,
+}
+
+/// Who wants to know what readers touch.
+#[derive(Debug, Default)]
+struct Watch {
+    recorder: OnceLock<Recorder>,
+    /// Locked for writing only when a replay begins or ends.
+    follows: RwLock<Vec<Arc<Follow>>>,
+}
+
+impl Touches for Watch {
+    fn touched(&self, id: ChunkId) {
+        if let Some(recorder) = self.recorder.get() {
+            recorder.touched(id);
+        }
+        for follow in self.follows.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            follow.touched(id);
+        }
+    }
+}
+
+impl Background {
+    /// Starts what the settings of a volume say, for the parts that are open and those that will be.
+    ///
+    /// # Errors
+    /// A profile is to be recorded, and its file cannot be made, or the volume has no chunks to record.
+    pub fn start(live: &Live, runtime: &Handle) -> Result<Self, OpenError> {
+        let MountConfig { ahead, sources, memory_bytes, .. } = live.config();
+        let watch = Arc::new(Watch::default());
+        if let Some(path) = &ahead.record {
+            let is_plain = |part: &Part| !matches!(part.blob, Blob::Chunked(_));
+            if live.parts().iter().any(is_plain) {
+                let why = "a plain archive has no chunks to record (make an index of it with tar -i)";
+                return Err(OpenError::new(&live.location.to_string(), why));
+            }
+            let recorder = Recorder::start(path);
+            let recorder = recorder.map_err(|error| {
+                OpenError::new(&path.to_string_lossy(), format!("the profile cannot be recorded: {error}"))
+            })?;
+            let _ = watch.recorder.set(recorder);
+        }
+        let shared = Arc::new(Shared {
+            is_offline: sources.offline,
+            settings: sources.settings,
+            max_profile_bytes: MAX_PROFILE_BYTES.min(memory_bytes / PROFILE_SHARE),
+            wishes: ahead.warm.iter().map(|wish| Wish::parse(wish.as_bytes())).collect(),
+            warming: Warming {
+                pace: ahead.warm_rate_bytes.map(|rate| Arc::new(Pace::new(rate))),
+                n_retries: N_RETRIES,
+                pause: FIRST_PAUSE,
+                gives_up: true,
+            },
+            config: ahead,
+            watch,
+            runtime: runtime.clone(),
+            tasks: Mutex::default(),
+        });
+        if shared.watch.recorder.get().is_some() {
+            shared.spawn(write_regularly(Arc::clone(&shared.watch)));
+        }
+        let observer: Arc<dyn PartObserver> = Arc::<Shared>::clone(&shared);
+        live.observe(&observer);
+        Ok(Self { shared })
+    }
+
+    /// Ends all of it; a recording is put into its place.
+    pub fn stop(&self) {
+        for task in self.shared.lock().drain(..) {
+            task.abort();
+        }
+        if let Some(recorder) = self.shared.watch.recorder.get()
+            && let Err(error) = recorder.finish()
+        {
+            tracing::warn!("{}: the profile cannot be written: {error}", recorder.path().display());
+        }
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl PartObserver for Shared {
+    fn part_opened(&self, part: &Part) {
+        if let (Some(_), Blob::Chunked(blob)) = (self.watch.recorder.get(), &part.blob) {
+            blob.cache().set_touches(Arc::<Watch>::clone(&self.watch));
+        }
+        let wishes: Vec<Wish> = self.wishes.iter().filter_map(|wish| wish.for_part(&part.path)).collect();
+        let work = PartWork {
+            part: part.clone(),
+            wishes,
+            profile: self.profile_of(part),
+            settings: Arc::clone(&self.settings),
+            max_profile_bytes: self.max_profile_bytes,
+            warming: self.warming.clone(),
+            watch: Arc::clone(&self.watch),
+        };
+        if work.profile.is_some() || !work.wishes.is_empty() {
+            self.spawn(work.run());
+        }
+    }
+}
+
+impl Shared {
+    /// Where the profile of a part is, and whether it must be there.
+    fn profile_of(&self, part: &Part) -> Option<(FileLocation, bool)> {
+        // Nothing can be fetched before its time offline, and a plain archive has no chunks that a profile could name.
+        if self.is_offline || !matches!(part.blob, Blob::Chunked(_)) {
+            return None;
+        }
+        match self.config.profile.as_deref() {
+            Some(NO_PROFILE) => None,
+            Some(named) => match FileLocation::parse(OsStr::new(named)) {
+                Ok(location) => Some((location, true)),
+                Err(error) => {
+                    tracing::warn!("profile: {error}");
+                    None
+                }
+            },
+            // A whole session, for a file that is hardly ever there.
+            None if is_over_ssh(&part.location) => None,
+            None => beside(&part.location, SUFFIX).map(|location| (location, false)),
+        }
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.lock();
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(self.runtime.spawn(work).abort_handle());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<AbortHandle>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Writes a recording until it is over.
+async fn write_regularly(watch: Arc<Watch>) {
+    loop {
+        tokio::time::sleep(FLUSH).await;
+        let of_writer = Arc::clone(&watch);
+        let written = tokio::task::spawn_blocking(move || match of_writer.recorder.get() {
+            Some(recorder) => recorder.flush().map_err(|error| (recorder.path().to_owned(), error)),
+            None => Ok(()),
+        });
+        if let Ok(Err((path, error))) = written.await {
+            tracing::warn!("{}: the profile cannot be written and ends here: {error}", path.display());
+            return;
+        }
+    }
+}
+
+/// What is to be done for one part.
+struct PartWork {
+    part: Part,
+    wishes: Vec<Wish>,
+    profile: Option<(FileLocation, bool)>,
+    settings: Arc<StoreSettings>,
+    max_profile_bytes: u64,
+    warming: Warming,
+    watch: Arc<Watch>,
+}
+
+impl PartWork {
+    async fn run(mut self) {
+        if let (Some((location, is_named)), Blob::Chunked(blob)) = (self.profile.take(), self.part.blob.clone())
+            && let Some(profile) = self.read_profile(&location, is_named).await
+        {
+            self.replay(&location, profile, &blob).await;
+        }
+        if !self.wishes.is_empty() {
+            self.warm().await;
+        }
+    }
+
+    async fn read_profile(&self, location: &FileLocation, is_named: bool) -> Option<Profile> {
+        let text = read_profile(location, &self.settings, self.max_profile_bytes).await;
+        let parsed = text.and_then(|text| {
+            text.map(|text| Profile::parse(&text).map_err(|error| OpenError::new(&location.to_string(), error)))
+                .transpose()
+        });
+        match (parsed, is_named) {
+            (Ok(Some(profile)), _) => return Some(profile),
+            (Ok(None), true) => tracing::warn!("{location}: there is no such profile; going on without it"),
+            (Ok(None), false) => {}
+            (Err(error), true) => tracing::warn!("{error}; going on without the profile"),
+            // One that only happens to lie there. But whoever put it there may wonder.
+            (Err(error), false) => tracing::info!("{error}; going on without the profile"),
+        }
+        None
+    }
+
+    async fn replay(&self, location: &FileLocation, profile: Profile, blob: &ChunkedBlob) {
+        let n_listed = profile.touches.len();
+        let of_thread = blob.clone();
+        let known = tokio::task::spawn_blocking(move || known_chunks(&profile, &of_thread)).await;
+        let wants = match known {
+            Ok(Ok(wants)) => wants,
+            Ok(Err(error)) => return tracing::warn!("{error}; the profile is not replayed"),
+            Err(_) => return,
+        };
+        tracing::info!("{location}: replaying {} of {n_listed} chunks", wants.len());
+        let follow = Arc::new(Follow::new(&wants));
+        let _following = Following::start(&self.watch, &follow);
+        blob.cache().set_touches(Arc::<Watch>::clone(&self.watch));
+        let memory_bytes = blob.cache().ahead().map_or(0, |budget| budget.max_bytes());
+        let tally = Tally::default();
+        replay(blob, wants, &follow, memory_bytes, &self.warming, &tally).await;
+        self.conclude(&format!("{location}: replayed"), &tally);
+    }
+
+    async fn warm(&self) {
+        let location = &self.part.location;
+        match warm::check(&self.part.blob) {
+            Ok(()) => {}
+            Err(NotWarmable::Local) => return,
+            Err(why) => return tracing::warn!("{location}: nothing is warmed: {why}"),
+        }
+        let tally = Tally::default();
+        for wish in &self.wishes {
+            let mut n_before = 0;
+            loop {
+                match warm::warm(&self.part, std::slice::from_ref(wish), &self.warming, &tally).await {
+                    Ok(_) => break,
+                    Err(WishError::Unreadable { .. }) if n_before < N_RETRIES => {
+                        n_before += 1;
+                        tokio::time::sleep(FIRST_PAUSE * (1 << n_before.min(5))).await;
+                    }
+                    Err(error) => {
+                        tracing::warn!("warming: {error}");
+                        break;
+                    }
+                }
+            }
+        }
+        self.conclude(&format!("{location}: warmed"), &tally);
+    }
+
+    /// Says what came of it, in one line.
+    fn conclude(&self, what: &str, tally: &Tally) {
+        let (n_fetched, n_present, n_failed) = (tally.n_fetched.get(), tally.n_present.get(), tally.n_failed.get());
+        match tally.failures().first() {
+            None => tracing::info!("{what}: {n_fetched} chunks fetched, {n_present} there already"),
+            Some(why) => tracing::warn!("{what}, but {n_failed} chunks could not be had, the first one: {why}"),
+        }
+    }
+}
+
+/// A replay that is told what is touched, until this is dropped.
+struct Following {
+    watch: Arc<Watch>,
+    follow: Arc<Follow>,
+}
+
+impl Following {
+    fn start(watch: &Arc<Watch>, follow: &Arc<Follow>) -> Self {
+        watch.follows.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(follow));
+        Self { watch: Arc::clone(watch), follow: Arc::clone(follow) }
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        let mut follows = self.watch.follows.write().unwrap_or_else(PoisonError::into_inner);
+        follows.retain(|follow| !Arc::ptr_eq(follow, &self.follow));
+    }
+}
+
+/// The file beside another whose name has a suffix more; `None` for what lies nowhere.
+pub fn beside(location: &FileLocation, suffix: &str) -> Option<FileLocation> {
+    match location {
+        FileLocation::Local(path) => {
+            let mut path = path.clone().into_os_string();
+            path.push(suffix);
+            Some(FileLocation::Local(path.into()))
+        }
+        FileLocation::Remote { directory, directory_text, name } => Some(FileLocation::Remote {
+            directory: directory.clone(),
+            directory_text: directory_text.clone(),
+            name: format!("{name}{suffix}"),
+        }),
+        FileLocation::Stdio => None,
+    }
+}
+
+fn is_over_ssh(location: &FileLocation) -> bool {
+    matches!(location, FileLocation::Remote { directory: Location::Ssh(_), .. })
+}
+
+/// The bytes of a profile, wherever it lies: of a local one that is longer, the first `max_bytes`. `None` when there is none.
+///
+/// # Errors
+/// It cannot be read.
+pub async fn read_profile(
+    location: &FileLocation,
+    settings: &StoreSettings,
+    max_bytes: u64,
+) -> Result<Option<Vec<u8>>, OpenError> {
+    let fail = |why: &dyn ToString| OpenError::new(&location.to_string(), why.to_string());
+    match location {
+        FileLocation::Local(path) => {
+            let path = path.clone();
+            let read = tokio::task::spawn_blocking(move || read_local(&path, max_bytes)).await;
+            read.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(|error| fail(&error))
+        }
+        FileLocation::Remote { directory, directory_text, name } => {
+            let specs = settings.resolve(directory_text).map_err(|error| fail(&error))?;
+            let options = specs.first().map(|spec| spec.options.clone()).unwrap_or_default();
+            let files = open_files(directory, &options).map_err(|error| fail(&error))?;
+            match files.read_whole(name, None, max_bytes).await.map_err(|error| fail(&error))? {
+                ReadWhole::Content(whole) => Ok(Some(whole.bytes.into())),
+                ReadWhole::Missing | ReadWhole::Unchanged => Ok(None),
+            }
+        }
+        FileLocation::Stdio => Err(fail(&"a profile is not read from there")),
+    }
+}
+
+fn read_local(path: &Path, max_bytes: u64) -> std::io::Result<Option<Vec<u8>>> {
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = Vec::new();
+    file.take(max_bytes).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
+}

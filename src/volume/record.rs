@@ -1,0 +1,167 @@
+//! Recording a profile: which chunks are touched first, in which order, and when.
+//!
+//! While a mount lives, its profile grows in `FILE.part`; when it ends, that becomes `FILE`. A process that was killed leaves
+//! `FILE.part`, which is a profile of what was read until a second before. The format is [`crate::format::profile`]'s.
+//!
+//! Invariant: what a recording holds in memory is bounded by [`MAX_PROFILE_CHUNKS`]; it ends there.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::cache::Touches;
+use crate::digest::ChunkId;
+use crate::format::profile::{HEADER, MAX_PROFILE_CHUNKS, Touch};
+
+/// How often what was touched is written.
+pub const FLUSH: Duration = Duration::from_secs(1);
+
+/// Mode of the file, before the umask.
+const FILE_MODE: u32 = 0o644;
+
+/// A recording.
+#[derive(Debug)]
+pub struct Recorder {
+    path: PathBuf,
+    part_path: PathBuf,
+    started: Instant,
+    /// Never held over I/O.
+    touched: Mutex<Touched>,
+    /// `None` when it is over. Held over writing, so only by those who write; `touched` is taken under it.
+    file: Mutex<Option<File>>,
+}
+
+#[derive(Debug, Default)]
+struct Touched {
+    /// The first bytes of each id: enough to tell ids apart, since they are digests.
+    met: HashSet<u64>,
+    /// Lines that are not written yet.
+    lines: String,
+    is_full: bool,
+}
+
+impl Recorder {
+    /// Begins a recording that becomes `path` at its end.
+    ///
+    /// # Errors
+    /// The file beside it cannot be made.
+    pub fn start(path: &Path) -> io::Result<Self> {
+        let mut part_path = OsString::from(path);
+        part_path.push(".part");
+        let part_path = PathBuf::from(part_path);
+        // A file of another user in a directory for everybody is not written through.
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).custom_flags(libc::O_NOFOLLOW).mode(FILE_MODE);
+        let mut file = options.open(&part_path)?;
+        file.write_all(format!("{HEADER}\n").as_bytes())?;
+        Ok(Self {
+            path: path.to_owned(),
+            part_path,
+            started: Instant::now(),
+            touched: Mutex::default(),
+            file: Mutex::new(Some(file)),
+        })
+    }
+
+    /// Writes what was touched since the last time. Blocks on the disk.
+    ///
+    /// # Errors
+    /// It cannot be written; the recording is over then.
+    pub fn flush(&self) -> io::Result<()> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(open) = file.as_mut() else { return Ok(()) };
+        let lines = std::mem::take(&mut self.lock().lines);
+        let written = open.write_all(lines.as_bytes());
+        if written.is_err() {
+            *file = None;
+            self.lock().is_full = true;
+        }
+        written
+    }
+
+    /// Ends the recording: writes the rest and puts the file into its place. Blocks on the disk.
+    ///
+    /// # Errors
+    /// It cannot be written or put into its place.
+    pub fn finish(&self) -> io::Result<()> {
+        self.flush()?;
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(file) = file else { return Ok(()) };
+        self.lock().is_full = true;
+        file.sync_all()?;
+        std::fs::rename(&self.part_path, &self.path)
+    }
+
+    /// The file that it becomes.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Touched> {
+        self.touched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Touches for Recorder {
+    fn touched(&self, id: ChunkId) {
+        let key = id.prefix();
+        let mut touched = self.lock();
+        if touched.is_full || !touched.met.insert(key) {
+            return;
+        }
+        let ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Touch { ms, id }.write_line(&mut touched.lines);
+        if touched.met.len() >= MAX_PROFILE_CHUNKS {
+            touched.is_full = true;
+            touched.met = HashSet::new();
+            tracing::info!("{}: the profile is full with {MAX_PROFILE_CHUNKS} chunks", self.path.display());
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::digest::CHUNK_ID_BYTES;
+    use crate::format::profile::Profile;
+
+    fn ids(path: &Path) -> Vec<u8> {
+        let profile = Profile::parse(&std::fs::read(path).unwrap()).unwrap();
+        assert!(profile.touches.is_sorted_by_key(|touch| touch.ms));
+        profile.touches.iter().map(|touch| touch.id.0[0]).collect()
+    }
+
+    #[test]
+    fn first_touches_are_written_in_order_and_appear_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, part) = (dir.path().join("p"), dir.path().join("p.part"));
+        std::fs::write(&path, "an older one").unwrap();
+        let recorder = Recorder::start(&path).unwrap();
+        let touch = |n: u8| recorder.touched(ChunkId([n; CHUNK_ID_BYTES]));
+        [5, 3, 5, 9].into_iter().for_each(touch);
+        recorder.flush().unwrap();
+        assert_eq!(ids(&part), [5, 3, 9], "what a kill leaves");
+        assert_eq!(std::fs::read(&path).unwrap(), b"an older one");
+        [3, 1].into_iter().for_each(touch);
+        recorder.finish().unwrap();
+        assert_eq!(ids(&path), [5, 3, 9, 1]);
+        assert!(!part.exists());
+        touch(2);
+        recorder.finish().unwrap();
+        assert_eq!(ids(&path), [5, 3, 9, 1], "it is over");
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_an_error_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Recorder::start(&dir.path().join("no/such/p")).is_err());
+        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("q.part")).unwrap();
+        assert!(Recorder::start(&dir.path().join("q")).is_err());
+    }
+}
