@@ -1,13 +1,18 @@
 //! A byte stream over an index: a range becomes chunks, fetched concurrently and put together with one copy at the most.
+//!
+//! `backed` is what is different when there is a plain copy to read from and to fill.
+
+mod backed;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::BlobError;
+use super::backing::Backing;
 use super::source::IndexBytes;
 use crate::cache::{Cache, Want};
 use crate::chunk::Chunk;
@@ -25,7 +30,7 @@ pub struct ChunkedBlob {
 
 #[derive(Debug)]
 struct Shared {
-    index: Index<IndexBytes>,
+    index: Arc<Index<IndexBytes>>,
     /// As it was when the index was opened: a mapped index that is truncated later must not look like a shorter blob.
     size: u64,
     name: String,
@@ -35,11 +40,15 @@ struct Shared {
     replies: Arc<Semaphore>,
     n_reply_permits: u32,
     spare: Spare,
+    /// The plain copy, once there is one.
+    backing: OnceLock<Arc<Backing>>,
 }
 
 /// A part of a read: a chunk, and which of its bytes are wanted.
 #[derive(Debug, Clone)]
 struct Piece {
+    /// Its number in the index.
+    chunk_idx: usize,
     want: Want,
     /// Range within the chunk.
     range: Range<usize>,
@@ -54,12 +63,13 @@ impl ChunkedBlob {
         let shared = Shared {
             digest: index.header().digest(),
             size: index.blob_size(),
-            index,
+            index: Arc::new(index),
             name: name.to_owned(),
             cache,
             replies: Arc::new(Semaphore::new(n_reply_permits as usize)),
             n_reply_permits,
             spare: Spare::new(reply_bytes),
+            backing: OnceLock::new(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -82,6 +92,9 @@ impl ChunkedBlob {
     /// Exactly `n_bytes` from `offset`, which must lie in the blob.
     pub(super) async fn read_at(&self, offset: u64, n_bytes: usize) -> Result<Bytes, BlobError> {
         let shared = &self.shared;
+        if let Some(backing) = shared.backing.get() {
+            return self.read_backed(backing, offset, n_bytes).await;
+        }
         let pieces = shared.pieces(offset, n_bytes)?;
         if let [piece] = pieces.as_slice() {
             // The usual small read: no buffer, no copy.
@@ -91,10 +104,7 @@ impl ChunkedBlob {
             };
             return Ok(chunk.plain().slice(piece.range.clone()));
         }
-        let n_permits =
-            u32::try_from(n_bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX).clamp(1, shared.n_reply_permits);
-        let permit =
-            Arc::clone(&shared.replies).acquire_many_owned(n_permits).await.map_err(|_| BlobError::Abandoned)?;
+        let mut reply = self.reply(n_bytes, 0).await?;
         let mut starts = Vec::with_capacity(pieces.len());
         let mut n_placed = 0;
         for piece in &pieces {
@@ -102,8 +112,6 @@ impl ChunkedBlob {
             n_placed += piece.range.len();
         }
         let wants: Vec<Want> = pieces.iter().map(|piece| piece.want).collect();
-        let mut reply =
-            Reply { bytes: shared.spare.take(n_bytes), n_bytes, shared: Arc::clone(shared), _permit: permit };
         let copy = |piece_idx: usize, chunk: Chunk| {
             let range = &pieces[piece_idx].range;
             reply.bytes[starts[piece_idx]..][..range.len()].copy_from_slice(&chunk.plain()[range.clone()]);
@@ -237,7 +245,7 @@ impl Shared {
             let from = offset.max(item.start) - item.start;
             let to = end.min(item.end) - item.start;
             // A chunk is at most 128 MiB, by the check of the index.
-            pieces.push(Piece { want: want(&item), range: from as usize..to as usize });
+            pieces.push(Piece { chunk_idx: item_idx, want: want(&item), range: from as usize..to as usize });
             if end <= item.end {
                 break;
             }

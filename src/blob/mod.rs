@@ -3,11 +3,13 @@
 //! * [`source`] is the index's bytes, copied or mapped.
 //! * [`chunked`] reads over an index, [`file`] from a plain local file, [`Blocks`] from one of a store;
 //!   [`Blob`] is any of them.
+//! * [`backing`] keeps a plain copy of what was read over an index in a local file.
 //! * [`Pinned`] holds some chunks for as long as a caller parses them.
 //!
 //! Invariants: opening costs the same for every size; a read is ready at its first poll when its chunks are in memory; a read
 //! gives exactly the bytes asked for or an error.
 
+pub mod backing;
 pub mod chunked;
 pub mod file;
 pub mod source;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::Context;
 use tokio::runtime::Runtime;
 
 use super::args::MountArgs;
@@ -17,6 +18,7 @@ use crate::mount::{BoxError, MountError, MountRequest, Place};
 use crate::report::Report;
 use crate::store::location::{FileLocation, Location, split_group};
 use crate::volume::Live;
+use crate::volume::backing::AUTO;
 use crate::volume::open::open_volume;
 
 /// Exit code of mount(8) for wrong arguments.
@@ -53,7 +55,8 @@ fn mount(args: MountArgs, options: Typed) -> Result<(), MountError> {
         ready_timeout: options.config.service.mount_timeout,
     };
     let report = Arc::new(Report::default());
-    let settings = fuse::Settings { io_timeout: options.config.io_timeout };
+    let settings =
+        fuse::Settings { io_timeout: options.config.io_timeout, passthrough: options.config.keep.passthrough };
     // Opened first, then served: what the second finds here, the first has put there.
     let live: OnceCell<Arc<Live>> = OnceCell::new();
     let open = |runtime: &Runtime, on_file: bool| -> Result<_, BoxError> {
@@ -115,6 +118,11 @@ fn options(args: &MountArgs) -> anyhow::Result<Typed> {
         places.push(location.default_store());
     }
     places.extend(sources.cache.clone());
+    if let Some(file) = options.config.keep.backing.as_mut().filter(|file| *file != AUTO) {
+        let absolute = std::path::absolute(&*file).with_context(|| format!("backing={file}"))?;
+        *file = absolute.to_str().with_context(|| format!("backing={file}: its path is not UTF-8"))?.to_owned();
+        places.push(file.clone());
+    }
     check_not_covered(&args.mountpoint, &places)?;
     Ok(Typed { location, options })
 }

@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 use super::Settings;
 use super::answer::{Answerer, Asked, Refuse};
 use super::convert::{FOREVER, file_attr, file_type};
+use super::passthrough::Opens;
 use crate::report::Report;
 use crate::volume::Volume;
 
@@ -48,9 +49,10 @@ pub(super) struct Adapter {
     volume: Arc<dyn Volume>,
     answerer: Answerer,
     report: Arc<Report>,
-    /// The kernel goes without OPEN once it is told ENOSYS.
-    no_open: bool,
-    /// The same for OPENDIR.
+    /// Whether the kernel may read files itself, as it was asked.
+    passthrough: Option<bool>,
+    opens: Opens,
+    /// The kernel goes without OPENDIR once it is told ENOSYS.
     no_opendir: bool,
 }
 
@@ -65,7 +67,8 @@ macro_rules! ask {
 impl Adapter {
     pub(super) fn new(volume: Arc<dyn Volume>, settings: Settings, runtime: Handle, report: Arc<Report>) -> Self {
         let answerer = Answerer::new(runtime, settings.io_timeout, Arc::clone(&report));
-        Self { volume, answerer, report, no_open: false, no_opendir: false }
+        let (passthrough, opens) = (settings.passthrough, Opens::unknown());
+        Self { volume, answerer, report, passthrough, opens, no_opendir: false }
     }
 }
 
@@ -79,13 +82,13 @@ impl Filesystem for Adapter {
         enable(InitFlags::FUSE_EXPLICIT_INVAL_DATA);
         enable(InitFlags::FUSE_ASYNC_DIO);
         enable(InitFlags::FUSE_HAS_IOCTL_DIR);
-        self.no_open = enable(InitFlags::FUSE_NO_OPEN_SUPPORT);
         self.no_opendir = enable(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         if self.volume.has_acls() && !enable(InitFlags::FUSE_POSIX_ACL) {
             // Without it the group bits of a file with an ACL, which hold the ACL's mask, would be taken for its group's.
             tracing::warn!("this kernel does not enforce POSIX ACLs on FUSE mounts: permissions are wider than stored");
         }
         let _ = config.set_max_background(MAX_BACKGROUND);
+        self.opens = Opens::negotiate(&*self.volume, self.passthrough, config);
         Ok(())
     }
 
@@ -111,11 +114,22 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        match self.no_open {
-            true => reply.error(Errno::ENOSYS),
-            false => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
-        }
+    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.opens.open(&*self.volume, ino.0, reply, &self.report);
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.opens.release(ino.0, fh);
+        reply.ok();
     }
 
     fn read(

@@ -2,7 +2,7 @@
 //!
 //! * [`serve`] answers the kernel's first request and gives a [`Session`]; [`Session::run`] serves until the mount is gone.
 //! * `adapter` has one function for each request; `answer` replies at once or moves the reply into a task; `convert` turns our
-//!   types into fuser's.
+//!   types into fuser's; `passthrough` lets the kernel read complete local copies itself.
 //!
 //! Invariants: a request that needs nothing but memory is answered on the thread it came in on; nothing here waits for I/O;
 //! every request is answered by its deadline; a panic is answered with EIO and counted.
@@ -10,6 +10,7 @@
 mod adapter;
 mod answer;
 mod convert;
+mod passthrough;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -31,6 +32,8 @@ const THREADS: std::ops::RangeInclusive<usize> = 2..=4;
 pub struct Settings {
     /// Every request is answered by then.
     pub io_timeout: Duration,
+    /// Whether the kernel may read complete local copies itself; `None` means: if it can.
+    pub passthrough: Option<bool>,
 }
 
 /// A mounted volume, ready to be served.

@@ -2,12 +2,14 @@
 //!
 //! * [`Volume`] is what the kernel can ask of a read-only filesystem.
 //! * [`tree`] serves a directory archive, [`image`] a blob as a file in a directory or as the mountpoint itself.
+//! * [`backing`] gives an image its backing file.
 //! * [`open`] puts store, cache, blob and tree together for what a user names; [`live`] is what they are while the volume is served.
 //! * [`VolumeError`] carries its errno and the numbered site of every EIO.
 //!
 //! Invariants: a volume is immutable, so that the kernel may keep what it learns for ever; a future that finds all it needs in
 //! memory is ready at its first poll and does no blocking work in a poll; `statfs` never waits.
 
+pub mod backing;
 mod error;
 pub mod image;
 pub mod live;
@@ -19,6 +21,8 @@ pub use error::{EioSite, VolumeError};
 pub use live::{Live, LiveVolume, Part};
 
 use std::fmt::Debug;
+use std::fs::File;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -151,4 +155,14 @@ pub trait Volume: Debug + Send + Sync {
 
     /// Type of the root: a directory, or a regular file for a mount on a file.
     fn root_kind(&self) -> FileKind;
+
+    /// Whether a file can get a local copy that the kernel may read itself. Only then is the volume told of every open.
+    fn has_backing(&self) -> bool {
+        false
+    }
+
+    /// The local file that has all bytes of a regular file, and no others, known without asking anyone. `None` when there is none (yet).
+    fn backing_file(&self, _ino: u64) -> Option<Arc<File>> {
+        None
+    }
 }

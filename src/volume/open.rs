@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
+use super::backing;
 use super::image::{ImageConfig, ImageVolume};
 use super::sources::Sources;
 use super::tree::TreeVolume;
@@ -203,10 +204,12 @@ pub async fn open_volume(
     on_file: bool,
     report: &Arc<Report>,
 ) -> Result<LiveVolume, OpenError> {
-    let plan = MemoryPlan::new(config.memory_bytes);
+    let mut plan = MemoryPlan::new(config.memory_bytes);
+    let backing_bytes = backing::reserve(config, &mut plan);
     // A fetch ends before the read that waits for it, so that the read is answered with the fetch's own reason.
     let fetch_timeout = config.io_timeout.mul_f64(0.9);
     let opened = open_blob(location, &config.sources, &plan, fetch_timeout, report).await?;
+    backing::attach(&opened, config, backing_bytes)?;
     let owners = Owners { uid: config.show.uid, gid: config.show.gid };
     let source = location.to_string();
     let live = Arc::new(Live::new(location.clone(), config.clone(), Arc::clone(report)));
@@ -221,7 +224,7 @@ pub async fn open_volume(
             }
         };
         live.add(part(None));
-        let image = ImageConfig { file_name, owners, mtime: opened.mtime, source };
+        let image = ImageConfig { file_name, owners, mtime: opened.mtime, source, is_backed: config.keep.backing.is_some() };
         let volume = Arc::new(ImageVolume::new(opened.blob, image, Arc::clone(report)));
         return Ok(LiveVolume { volume, live });
     }

@@ -22,7 +22,7 @@ use crate::store::router::Router;
 use crate::store::{FileInfo, FileStore, FileVersion, Store, StoreError, StoreOptions};
 
 /// What a local cache leaves free when nothing is said, in bytes: enough for a system to go on writing its logs.
-const DEFAULT_KEEP_FREE_BYTES: u64 = 128 << 20;
+pub(super) const DEFAULT_KEEP_FREE_BYTES: u64 = 128 << 20;
 
 /// The share of a read's time that one request may take, so that another one, or another mirror, can be asked as well.
 const REQUESTS_PER_READ: u32 = 3;
