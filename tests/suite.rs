@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod backing;
 mod cache;
 mod chunks;
 mod cli;

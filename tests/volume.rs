@@ -357,6 +357,7 @@ fn every_fault_has_its_site() {
             owners: Owners { uid: Some(7), gid: None },
             mtime: UNIX_EPOCH,
             source: "here".into(),
+            is_backed: false,
         };
         let content = noise(10_000);
         let is_faulty = Arc::new(AtomicBool::new(true));

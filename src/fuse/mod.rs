@@ -40,6 +40,7 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Session {
     session: fuser::Session<Adapter>,
+    volume: Arc<dyn Volume>,
 }
 
 /// Does the handshake with the kernel over the descriptor of a mount.
@@ -53,14 +54,14 @@ pub fn serve(
     runtime: Handle,
     report: Arc<Report>,
 ) -> io::Result<Session> {
-    let adapter = Adapter::new(volume, settings, runtime, report);
+    let adapter = Adapter::new(Arc::clone(&volume), settings, runtime, report);
     let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut config = fuser::Config::default();
     config.n_threads = Some(n_cores.clamp(*THREADS.start(), *THREADS.end()));
     config.clone_fd = true;
     // Who may use the mount is the kernel's to decide, from the mount options; fuser must not refuse root beside it.
     let session = fuser::Session::from_fd(adapter, fd, fuser::SessionACL::All, config)?;
-    Ok(Session { session })
+    Ok(Session { session, volume })
 }
 
 impl Session {
@@ -69,7 +70,9 @@ impl Session {
     /// # Errors
     /// The connection to the kernel failed in another way.
     pub fn run(self) -> io::Result<()> {
-        match self.session.run() {
+        let ended = self.session.run();
+        self.volume.end();
+        match ended {
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
             ended => ended,
         }

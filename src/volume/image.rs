@@ -178,6 +178,12 @@ impl Volume for ImageVolume {
         backing.complete_file().map(Arc::clone)
     }
 
+    fn end(&self) {
+        if let Some(backing) = self.shared.chunked().and_then(|blob| blob.backing()) {
+            backing.close();
+        }
+    }
+
     fn root_kind(&self) -> FileKind {
         match self.shared.config.file_name {
             Some(_) => FileKind::Directory,

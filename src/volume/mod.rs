@@ -165,4 +165,7 @@ pub trait Volume: Debug + Send + Sync {
     fn backing_file(&self, _ino: u64) -> Option<Arc<File>> {
         None
     }
+
+    /// Nothing is asked any more: what is kept beside the volume is put in order. May block, for a bounded time.
+    fn end(&self) {}
 }

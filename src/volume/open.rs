@@ -224,7 +224,8 @@ pub async fn open_volume(
             }
         };
         live.add(part(None));
-        let image = ImageConfig { file_name, owners, mtime: opened.mtime, source, is_backed: config.keep.backing.is_some() };
+        let image =
+            ImageConfig { file_name, owners, mtime: opened.mtime, source, is_backed: config.keep.backing.is_some() };
         let volume = Arc::new(ImageVolume::new(opened.blob, image, Arc::clone(report)));
         return Ok(LiveVolume { volume, live });
     }

@@ -296,10 +296,7 @@ mod tests {
             at = chunk_idx + 1;
         }
         assert_eq!(found, [0, 1, 31, 32, 33, BLOCK_CHUNKS * 2, n_chunks - 1]);
-        assert_eq!(
-            map.readable_runs(),
-            [0..2, 31..34, BLOCK_CHUNKS * 2..BLOCK_CHUNKS * 2 + 1, n_chunks - 1..n_chunks]
-        );
+        assert_eq!(map.readable_runs(), [0..2, 31..34, BLOCK_CHUNKS * 2..BLOCK_CHUNKS * 2 + 1, n_chunks - 1..n_chunks]);
         assert!(!map.is_full());
     }
 

@@ -17,6 +17,7 @@ mod place;
 mod state;
 mod writer;
 
+use std::cell::OnceCell;
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
@@ -35,8 +36,8 @@ use crate::format::index::{ITEM_BYTES, Index, Item, TABLE_START_BYTES};
 use crate::report::Report;
 use crate::sys;
 use map::{Map, State};
-use place::{Content, Place};
 pub use place::BackingError;
+use place::{Content, Place};
 pub use state::Identity;
 use writer::Queue;
 
@@ -187,7 +188,13 @@ impl Backing {
                 directory.join(format!("{}.img", ChunkId(identity.index).to_hex()))
             }
         };
-        let Place { data, content } = place::open(&path, &identity)?;
+        let null = OnceCell::new();
+        let is_null = |chunk_idx| {
+            let max = index.header().sizes.max;
+            let item = index.item(chunk_idx).ok().filter(|item| item.size_bytes() == max);
+            item.is_some_and(|item| item.id == *null.get_or_init(|| id_of_zeros(index.digest(), max)))
+        };
+        let Place { data, content } = place::open(&path, &identity, &is_null)?;
         let (map, ours) = match content {
             Content::Complete => (None, None),
             Content::Ours { map, state, is_foreign } => (Some(map), Some((state, is_foreign))),
@@ -210,14 +217,7 @@ impl Backing {
         });
         let queue_bytes = config.memory_bytes - map_bytes;
         let queue = ours.map(|(state, is_foreign)| {
-            Queue::start(
-                Arc::clone(&shared),
-                state,
-                is_foreign,
-                config.keep_free_bytes,
-                queue_bytes,
-                config.max_wait,
-            )
+            Queue::start(Arc::clone(&shared), state, is_foreign, config.keep_free_bytes, queue_bytes, config.max_wait)
         });
         let queue = queue.transpose().map_err(|error| BackingError::Unusable(format!("starting a thread: {error}")))?;
         Ok(Self { shared, queue })
@@ -256,7 +256,18 @@ impl Backing {
 
     /// Whether a chunk is there, by its number in the index.
     pub fn has(&self, chunk_idx: usize) -> bool {
-        self.shared.map.as_ref().map_or(chunk_idx < self.shared.index.n_chunks(), |map| map.state(chunk_idx).is_readable())
+        self.shared
+            .map
+            .as_ref()
+            .map_or(chunk_idx < self.shared.index.n_chunks(), |map| map.state(chunk_idx).is_readable())
+    }
+
+    /// Stops the filling: what was offered is written and flushed, and the state says that the file was left in order. Blocks, for a
+    /// bounded time. Reading goes on.
+    pub fn close(&self) {
+        if let Some(queue) = &self.queue {
+            queue.close();
+        }
     }
 
     /// What is known of a chunk.
@@ -306,7 +317,8 @@ impl Backing {
         let shared = &*self.shared;
         shared.report.n_backing_errors.add(1);
         let Some(map) = &shared.map else { return };
-        let is_news = [State::Present, State::Written].into_iter().any(|from| map.change(chunk_idx, from, State::Absent));
+        let is_news =
+            [State::Present, State::Written].into_iter().any(|from| map.change(chunk_idx, from, State::Absent));
         if is_news {
             tracing::warn!("backing file {}: chunk {chunk_idx} is fetched again: {error}", shared.path.display());
         }
@@ -366,6 +378,17 @@ impl Shared {
     }
 }
 
+fn id_of_zeros(digest: Digest, n_bytes: u64) -> ChunkId {
+    let (mut stream, zeros) = (digest.stream(), [0; 4096]);
+    let mut left = n_bytes;
+    while left > 0 {
+        let n = left.min(zeros.len() as u64);
+        stream.update(&zeros[..n as usize]);
+        left -= n;
+    }
+    stream.finish()
+}
+
 fn make_directory(directory: &Path) -> Result<(), BackingError> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
     made.map_err(|error| match error.raw_os_error() {
@@ -376,3 +399,6 @@ fn make_directory(directory: &Path) -> Result<(), BackingError> {
     })
 }
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

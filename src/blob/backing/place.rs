@@ -81,13 +81,15 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Opens a backing file of this image, or makes one. Blocks.
-pub(super) fn open(path: &Path, identity: &Identity) -> Result<Place, BackingError> {
+/// Opens a backing file of this image, or makes one. Blocks. `is_null` tells the chunks that desync never writes.
+pub(super) fn open(path: &Path, identity: &Identity, is_null: &dyn Fn(usize) -> bool) -> Result<Place, BackingError> {
     let state_path = state_path(path);
     for _ in 0..MAX_TRIES {
         match open_file(&state_path) {
             Ok((state, is_writable)) => return open_with(path, &state_path, state, is_writable, identity),
-            Err(error) if error.kind() == ErrorKind::NotFound => make_state(path, &state_path, identity)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                make_state(path, &state_path, identity, is_null)?;
+            }
             Err(error) => return Err(failed(&state_path, &error)),
         }
     }
@@ -238,17 +240,24 @@ fn load_map(state: &File, identity: &Identity, is_trusted: bool) -> io::Result<M
         }
     }
     if n_damaged > 0 {
-        tracing::warn!("the state of a backing file is damaged in {n_damaged} places; what it told of is fetched again");
+        tracing::warn!(
+            "the state of a backing file is damaged in {n_damaged} places; what it told of is fetched again"
+        );
     }
     Ok(map)
 }
 
 /// Makes a state: of nothing, or of what desync says is in the file.
-fn make_state(path: &Path, state_path: &Path, identity: &Identity) -> Result<(), BackingError> {
+fn make_state(
+    path: &Path,
+    state_path: &Path,
+    identity: &Identity,
+    is_null: &dyn Fn(usize) -> bool,
+) -> Result<(), BackingError> {
     let at_state = |error: io::Error| failed(state_path, &error);
     let claims = match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_file() && metadata.len() == 0 => None,
-        Ok(metadata) => Some(claims_of(path, &metadata, identity)?),
+        Ok(metadata) => Some(claims_of(path, &metadata, identity, is_null)?),
         Err(error) if error.kind() == ErrorKind::NotFound => None,
         Err(error) => return Err(failed(path, &error)),
     };
@@ -287,7 +296,9 @@ fn write_state(path: &Path, identity: &Identity, claims: Option<&[u8]>) -> io::R
     for (bytes, map_block) in claims.chunks(BLOCK_CHUNKS / 8).zip(0..) {
         let mut words = [0; BLOCK_WORDS];
         for (word, bits) in words.iter_mut().zip(bytes.chunks(WORD_CHUNKS / 8)) {
-            for (bit_idx, bit) in bits.iter().flat_map(|byte| (0..8).map(move |bit| u64::from(byte >> bit & 1))).enumerate() {
+            for (bit_idx, bit) in
+                bits.iter().flat_map(|byte| (0..8).map(move |bit| u64::from(byte >> bit & 1))).enumerate()
+            {
                 *word |= bit << (2 * bit_idx);
             }
         }
@@ -298,7 +309,12 @@ fn write_state(path: &Path, identity: &Identity, claims: Option<&[u8]>) -> io::R
 
 /// The chunks that desync says are in its copy-on-read file: one bit for each, from the lowest of the first byte. Such a file is refused
 /// without them, because nothing would tell it from any other file of that size, which filling would destroy.
-fn claims_of(path: &Path, metadata: &Metadata, identity: &Identity) -> Result<Vec<u8>, BackingError> {
+fn claims_of(
+    path: &Path,
+    metadata: &Metadata,
+    identity: &Identity,
+    is_null: &dyn Fn(usize) -> bool,
+) -> Result<Vec<u8>, BackingError> {
     let shown = path.display();
     check_private(path, metadata)?;
     if metadata.len() != identity.size {
@@ -322,10 +338,11 @@ fn claims_of(path: &Path, metadata: &Metadata, identity: &Identity) -> Result<Ve
             )));
         }
         let mut claims = Vec::with_capacity(n_bytes as usize);
-        Read::by_ref(&mut file)
-            .take(n_bytes)
-            .read_to_end(&mut claims)
-            .map_err(|error| failed(&candidate, &error))?;
+        Read::by_ref(&mut file).take(n_bytes).read_to_end(&mut claims).map_err(|error| failed(&candidate, &error))?;
+        // desync neither writes nor notes these: they are holes.
+        for chunk_idx in (0..identity.n_chunks as usize).filter(|&chunk_idx| is_null(chunk_idx)) {
+            claims[chunk_idx / 8] |= 1 << (chunk_idx % 8);
+        }
         // desync makes it executable and readable for all.
         fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(|error| failed(path, &error))?;
         tracing::info!(
@@ -361,10 +378,14 @@ fn check_private(path: &Path, metadata: &Metadata) -> Result<(), BackingError> {
     }
     let (uid, mode) = (metadata.uid(), metadata.mode() & 0o7777);
     if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
-        return Err(refused(format!("{shown} belongs to user {uid}, who could change what is read: name another file")));
+        return Err(refused(format!(
+            "{shown} belongs to user {uid}, who could change what is read: name another file"
+        )));
     }
     if mode & 0o022 != 0 {
-        return Err(refused(format!("{shown} can be written by others (mode {mode:04o}): chmod 600 it if its content is to be trusted")));
+        return Err(refused(format!(
+            "{shown} can be written by others (mode {mode:04o}): chmod 600 it if its content is to be trusted"
+        )));
     }
     Ok(())
 }

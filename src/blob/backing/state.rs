@@ -172,9 +172,8 @@ impl Condition {
 
     /// Block 1.
     pub(super) fn encode(&self, seed: u64) -> [u8; BLOCK_BYTES] {
-        let flags = u32::from(self.changed.is_some())
-            | u32::from(self.is_complete) << 1
-            | u32::from(self.is_foreign) << 2;
+        let flags =
+            u32::from(self.changed.is_some()) | u32::from(self.is_complete) << 1 | u32::from(self.is_foreign) << 2;
         let mut block = [0; BLOCK_BYTES];
         block[..4].copy_from_slice(&flags.to_le_bytes());
         block[8..16].copy_from_slice(&self.file.ino.to_le_bytes());

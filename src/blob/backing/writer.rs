@@ -48,6 +48,9 @@ const MAX_QUEUE_WAIT: Duration = Duration::from_secs(2);
 /// Granularity of the queue's budget, in bytes.
 const PERMIT_BYTES: u64 = 1024;
 
+/// What file systems give out at a time, mostly.
+const DISK_BLOCK_BYTES: u64 = 4096;
+
 /// How old an answer about the free space may be.
 const SPACE_AGE: Duration = Duration::from_secs(1);
 
@@ -61,7 +64,7 @@ enum Message {
     End,
 }
 
-/// The way to the thread. Dropped, it ends it, after what is written has reached the disk.
+/// The way to the thread, which ends with it.
 #[derive(Debug)]
 pub(super) struct Queue {
     sender: Sender<Message>,
@@ -159,6 +162,14 @@ impl Queue {
         }
     }
 
+    /// Ends the thread, after what was offered has reached the disk. A disk that hangs must not keep the process, so the wait is bounded.
+    pub(super) fn close(&self) {
+        // The thread may have ended by itself, because the file is complete.
+        drop(self.sender.send(Message::End));
+        let (ended, condition) = &*self.ended;
+        drop(condition.wait_timeout_while(lock(ended), MAX_CLOSE, |ended| !*ended));
+    }
+
     /// Hears that a claim was found right.
     pub(super) fn verified(&self, chunk_idx: usize) {
         // The thread ends when nothing is left to learn.
@@ -168,12 +179,7 @@ impl Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        if self.sender.send(Message::End).is_err() {
-            return;
-        }
-        let (ended, condition) = &*self.ended;
-        // A disk that hangs must not keep the process.
-        drop(condition.wait_timeout_while(lock(ended), MAX_CLOSE, |ended| !*ended));
+        self.close();
     }
 }
 
@@ -311,7 +317,9 @@ impl Writer {
         let shared = Arc::clone(&self.shared);
         let Some(map) = shared.map() else { return Ok(()) };
         let before = map.state(chunk_idx);
-        let Some((item, false)) = shared.item(chunk_idx).map(|item| (item, before.is_readable())) else { return Ok(()) };
+        let Some((item, false)) = shared.item(chunk_idx).map(|item| (item, before.is_readable())) else {
+            return Ok(());
+        };
         if item.id != chunk.id() || item.size_bytes() != chunk.plain().len() as u64 {
             return Ok(());
         }
@@ -359,6 +367,8 @@ impl Writer {
                 free
             }
         };
+        // A chunk lies in up to two blocks more than its bytes fill.
+        let n_bytes = n_bytes + 2 * DISK_BLOCK_BYTES;
         if free < self.keep_free_bytes.saturating_add(n_bytes) {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
@@ -525,4 +535,3 @@ impl Writer {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
-

@@ -25,8 +25,7 @@ impl ChunkedBlob {
             return Ok(());
         }
         let open = |shared: &Shared| {
-            let backing =
-                Backing::open(Arc::clone(&shared.index), &config, Arc::clone(shared.cache.report()))?;
+            let backing = Backing::open(Arc::clone(&shared.index), &config, Arc::clone(shared.cache.report()))?;
             // A blob gets one backing file.
             drop(shared.backing.set(Arc::new(backing)));
             Ok(())
