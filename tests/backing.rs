@@ -565,6 +565,7 @@ fn whenever_the_server_is_killed_no_wrong_byte_is_read_afterwards() {
     let Some(ground) = Ground::new(5_000_000) else { return };
     let n_kills = std::env::var("CAIFS_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(N_KILLS);
     let mut noise = Xorshift::seeded(n_kills + 77);
+    let mut n_partial = 0;
     for kill_idx in 0..n_kills {
         let mut mounted = ground.mount("");
         let n_reads = AtomicUsize::new(0);
@@ -595,6 +596,7 @@ fn whenever_the_server_is_killed_no_wrong_byte_is_read_afterwards() {
                 });
             }
             wait_until("enough was read", || n_reads.load(Ordering::SeqCst) >= kill_after);
+            n_partial += usize::from(!matches!(present(&ground.image()).as_str(), "0.00" | "100"));
             is_killed.store(true, Ordering::SeqCst);
             mounted.kill_server();
             unmount(&ground.mountpoint);
@@ -616,4 +618,5 @@ fn whenever_the_server_is_killed_no_wrong_byte_is_read_afterwards() {
             }
         }
     }
+    assert!(n_partial > 0, "no kill came while the file was filling");
 }

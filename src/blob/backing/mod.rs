@@ -250,7 +250,7 @@ impl Backing {
     pub fn present_chunks(&self) -> Vec<Range<usize>> {
         match &self.shared.map {
             Some(map) => map.readable_runs(),
-            None => vec![0..self.shared.index.n_chunks()],
+            None => Vec::from([Range { start: 0, end: self.shared.index.n_chunks() }]),
         }
     }
 

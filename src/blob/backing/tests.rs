@@ -110,7 +110,7 @@ fn what_was_kept_is_there_the_next_time_and_complete_when_all_is() {
     let backing = image.open(&path).unwrap();
     let presence = backing.presence();
     assert_eq!((presence.n_present, presence.n_claimed, presence.per_myriad()), (2500, 0, 5000));
-    assert_eq!(backing.present_chunks(), [0..2500]);
+    assert_eq!(backing.present_chunks(), [Range { start: 0, end: 2500 }]);
     assert!(backing.has(2499) && !backing.has(2500));
     assert_eq!(image.check(&backing), 2500);
     assert!(backing.complete_file().is_none());
