@@ -62,6 +62,14 @@ pub struct Report {
     pub n_disk_evicted: Counter,
     /// Operations of the disk tier that the file system refused.
     pub n_disk_errors: Counter,
+    /// Reads that the backing file alone answered.
+    pub n_backing_hits: Counter,
+    /// Chunks written to the backing file.
+    pub n_backing_kept: Counter,
+    /// Operations of the backing file that failed.
+    pub n_backing_errors: Counter,
+    /// Opens of files that the kernel reads itself from then on.
+    pub n_passthrough_opens: Counter,
     /// Reads answered with the right bytes, in bytes.
     pub read_bytes: Counter,
     /// Requests answered with EIO, by numbered site (see `volume::EioSite`).

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod ahead;
+mod backing;
 mod cache;
 mod chunks;
 mod cli;

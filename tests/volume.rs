@@ -361,6 +361,7 @@ fn every_fault_has_its_site() {
             show: Show { uid: Some(7), ..Show::default() },
             mtime: UNIX_EPOCH,
             source: "here".into(),
+            is_backed: false,
         };
         let content = noise(10_000);
         let is_faulty = Arc::new(AtomicBool::new(true));

@@ -99,7 +99,7 @@ impl Data {
             data.tree = Some(source);
             data.n_entries = n_entries;
         }
-        if ["image", "limit", "http"].iter().any(|group| options.wants_group(group)) {
+        if ["image", "limit", "http", "backing"].iter().any(|group| options.wants_group(group)) {
             let source = image(options)?;
             note_squashfs(&source, results);
             data.content_offset = limit::offset_of_content(&source.index)?;

@@ -7,6 +7,7 @@
 //! * [`subjects`]: who mounts it: caifs, casync, desync, squashfuse, and the kernel's own filesystem.
 //! * [`measure`]: one measurement each: find, tar, sequential and random reads.
 //! * [`http`]: the image over HTTP, with a delay, and with the disk tier before it.
+//! * [`backing`]: the image as the kernel reads it itself, beside the plain file.
 //! * [`limit`]: the same chunks opened, decoded and verified without any filesystem.
 //! * [`results`]: samples, medians, the table, the JSON, the targets.
 //!
@@ -14,6 +15,7 @@
 //! only figures of one run are compared. Nothing is asserted about times. Every server is unmounted and ended by its
 //! process id, also when the run is interrupted.
 
+mod backing;
 mod data;
 mod http;
 mod limit;

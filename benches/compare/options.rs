@@ -10,13 +10,13 @@ usage: cargo bench --bench compare -- [OPTIONS]
   --tree DIR       the directory tree to compare on (default /usr/share)
   --image-mib N    size of the ext4 image, half of it real files (default 2048)
   --runs N         rounds; the table shows medians (default 5)
-  --only NAME      only this group (tree, image, limit, index, http) or subject (caifs, casync, desync, squashfuse_ll,
+  --only NAME      only this group (tree, image, limit, index, http, backing) or subject (caifs, casync, desync, squashfuse_ll,
                    squashfuse, native); may be repeated
   --out FILE       where the JSON goes (default target/compare.json)
   --work DIR       where the data is made and kept (default target/tmp/compare)";
 
 /// The groups of measurements.
-pub const GROUPS: [&str; 5] = ["tree", "image", "limit", "index", "http"];
+pub const GROUPS: [&str; 6] = ["tree", "image", "limit", "index", "http", "backing"];
 
 /// The subjects, in the order of the table.
 pub const SUBJECTS: [&str; 6] = ["caifs", "casync", "desync", "squashfuse_ll", "squashfuse", "native"];

@@ -49,10 +49,20 @@ pub enum Metric {
     DelayedSequential,
     DelayedDirect,
     DelayedDirectAlone,
+    SequentialUnfilled,
+    SequentialFilling,
+    PassedSequentialWarm,
+    PassedSequentialCold,
+    PassedSequentialDirect,
+    PassedRandomWarm1,
+    PassedRandomWarm4,
+    PassedRandomCold1,
+    PassedRandomDirect1,
+    PassedRandomDirect4,
 }
 
 impl Metric {
-    const ALL: [Self; 29] = [
+    const ALL: [Self; 39] = [
         Self::TreeMount,
         Self::TreeFirstByte,
         Self::FindCold,
@@ -82,6 +92,16 @@ impl Metric {
         Self::DelayedSequential,
         Self::DelayedDirect,
         Self::DelayedDirectAlone,
+        Self::SequentialUnfilled,
+        Self::SequentialFilling,
+        Self::PassedSequentialWarm,
+        Self::PassedSequentialCold,
+        Self::PassedSequentialDirect,
+        Self::PassedRandomWarm1,
+        Self::PassedRandomWarm4,
+        Self::PassedRandomCold1,
+        Self::PassedRandomDirect1,
+        Self::PassedRandomDirect4,
     ];
 
     /// Group, text and unit.
@@ -116,12 +136,22 @@ impl Metric {
             Self::DelayedSequential => ("http", "  20 ms added to each request", "MiB/s"),
             Self::DelayedDirect => ("http", "  and 128 KiB a read past the kernel", "MiB/s"),
             Self::DelayedDirectAlone => ("http", "  and nothing read ahead", "MiB/s"),
+            Self::SequentialUnfilled => ("backing", "sequential read, cold, no backing file", "ms"),
+            Self::SequentialFilling => ("backing", "sequential read, cold, filling one", "ms"),
+            Self::PassedSequentialWarm => ("backing", "sequential 1 MiB, complete, warm", "MiB/s"),
+            Self::PassedSequentialCold => ("backing", "sequential 1 MiB, from the disk", "MiB/s"),
+            Self::PassedSequentialDirect => ("backing", "sequential 1 MiB, O_DIRECT", "MiB/s"),
+            Self::PassedRandomWarm1 => ("backing", "4 KiB random, 1 reader, warm", "1/s"),
+            Self::PassedRandomWarm4 => ("backing", "4 KiB random, 4 readers, warm", "1/s"),
+            Self::PassedRandomCold1 => ("backing", "4 KiB random, 1 reader, from the disk", "1/s"),
+            Self::PassedRandomDirect1 => ("backing", "4 KiB random, 1 reader, O_DIRECT", "1/s"),
+            Self::PassedRandomDirect4 => ("backing", "4 KiB random, 4 readers, O_DIRECT", "1/s"),
         }
     }
 
     /// Whether samples of a quiet machine are near each other: not so for the slowest reads of many.
     fn is_steady(self) -> bool {
-        !self.is_peak() && !matches!(self, Self::Random1Tail | Self::Random4Tail)
+        !self.is_peak() && !matches!(self, Self::Random1Tail | Self::Random4Tail | Self::PassedRandomCold1)
     }
 
     /// Whether the highest sample is what counts, not the median.
@@ -265,6 +295,7 @@ impl Results {
         let rss = [Metric::TreeRss, Metric::ImageRss, Metric::IndexRss].into_iter().filter_map(ours);
         let budget_mib = DEFAULT_MEMORY_BYTES as f64 / f64::from(1 << 20);
         let target = |text, value, at_least, limit| Target { text, value, limit, at_least };
+        let passed = |text, metric| target(text, ratio(ours(metric), value("native", metric)), true, 0.9);
         vec![
             target(
                 "cold find: times faster than casync mount",
@@ -333,6 +364,20 @@ impl Results {
                 true,
                 8.0,
             ),
+            target(
+                "filling a backing file: times without",
+                ratio(ours(Metric::SequentialFilling), ours(Metric::SequentialUnfilled)),
+                false,
+                1.25,
+            ),
+            passed("backing file, sequential, warm: share of native", Metric::PassedSequentialWarm),
+            passed("backing file, sequential, disk: share of native", Metric::PassedSequentialCold),
+            passed("backing file, sequential, direct: share of native", Metric::PassedSequentialDirect),
+            passed("backing file, random, warm: share of native", Metric::PassedRandomWarm1),
+            passed("backing file, random, warm, 4: share of native", Metric::PassedRandomWarm4),
+            passed("backing file, random, disk: share of native", Metric::PassedRandomCold1),
+            passed("backing file, random, direct: share of native", Metric::PassedRandomDirect1),
+            passed("backing file, random, direct, 4: share of native", Metric::PassedRandomDirect4),
             target("peak RSS: MiB", rss.max_by(f64::total_cmp), false, budget_mib + RSS_ALLOWANCE_MIB),
         ]
     }
@@ -389,6 +434,7 @@ impl Results {
                     self.distinct_bytes as f64 / 1e6
                 )
             }
+            "backing" => format!("backing file, complete, {} MiB", self.options.image_mib),
             _ => format!("index: large = {} GiB of zeros", self.options.large_index_bytes >> 30),
         };
         let _ = write!(text, "\n{about:<48}");

@@ -62,6 +62,16 @@ impl Rounds<'_> {
         if let Some(image) = data.image.as_ref().filter(|_| wants_http) {
             self.guarded(subject.name, "http", |rounds| rounds.http(subject, image));
         }
+        let wants_backing = self.options.wants_group("backing") && subject.name == "caifs";
+        if let Some(image) = data.image.as_ref().filter(|_| wants_backing) {
+            self.guarded(subject.name, "backing", |rounds| {
+                rounds.make_mountpoint()?;
+                let (options, results) = (rounds.options, &mut *rounds.results);
+                crate::backing::round(subject, image, options, round, |subject, metric, value| {
+                    results.add(subject, metric, value);
+                })
+            });
+        }
         let mounts_index = matches!(subject.name, "caifs" | "desync");
         if let Some(zeros) = data.zeros.as_ref().filter(|_| mounts_index) {
             self.guarded(subject.name, "index", |rounds| rounds.index(subject, zeros));

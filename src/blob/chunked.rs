@@ -1,12 +1,17 @@
 //! A byte stream over an index: a range becomes chunks, fetched concurrently and put together with one copy at the most.
+//!
+//! `backed` is what is different when there is a plain copy to read from and to fill.
+
+mod backed;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
 use super::BlobError;
+use super::backing::Backing;
 use super::replies::Replies;
 use super::source::IndexBytes;
 use crate::cache::ahead::ReadAhead;
@@ -27,7 +32,7 @@ pub struct ChunkedBlob {
 
 #[derive(Debug)]
 struct Shared {
-    index: Index<IndexBytes>,
+    index: Arc<Index<IndexBytes>>,
     /// As it was when the index was opened: a mapped index that is truncated later must not look like a shorter blob.
     size: u64,
     name: String,
@@ -37,11 +42,15 @@ struct Shared {
     replies: Arc<Replies>,
     /// Which parts were read since it was opened.
     touched: Touched,
+    /// The plain copy, once there is one.
+    backing: OnceLock<Arc<Backing>>,
 }
 
 /// A part of a read: a chunk, and which of its bytes are wanted.
 #[derive(Debug, Clone)]
 struct Piece {
+    /// Its number in the index.
+    chunk_idx: usize,
     want: Want,
     /// Range within the chunk.
     range: Range<usize>,
@@ -60,11 +69,12 @@ impl ChunkedBlob {
         let shared = Shared {
             digest: index.header().digest(),
             size: index.blob_size(),
-            index,
+            index: Arc::new(index),
             name: name.to_owned(),
             ahead: cache.ahead().map(|budget| Arc::new(ReadAhead::new(Arc::clone(budget)))),
             replies,
             touched,
+            backing: OnceLock::new(),
         };
         Self { shared: Arc::new(shared), cache }
     }
@@ -140,8 +150,13 @@ impl ChunkedBlob {
     /// Exactly `n_bytes` from `offset`, which must lie in the blob.
     pub(super) async fn read_at(&self, offset: u64, n_bytes: usize) -> Result<Bytes, BlobError> {
         let shared = &self.shared;
+        if !self.cache.is_background() {
+            shared.touched.mark(offset, n_bytes as u64);
+        }
+        if let Some(backing) = shared.backing.get() {
+            return self.read_backed(backing, offset, n_bytes).await;
+        }
         let pieces = shared.pieces(offset, n_bytes)?;
-        shared.touched.mark(offset, n_bytes as u64);
         if let [piece] = pieces.as_slice() {
             // The usual small read: no buffer, no copy.
             let chunk = match self.cache.peek(&piece.want) {
@@ -223,7 +238,7 @@ impl Shared {
             let from = offset.max(item.start) - item.start;
             let to = end.min(item.end) - item.start;
             // A chunk is at most 128 MiB, by the check of the index.
-            pieces.push(Piece { want: want(&item), range: from as usize..to as usize });
+            pieces.push(Piece { chunk_idx: item_idx, want: want(&item), range: from as usize..to as usize });
             if end <= item.end {
                 break;
             }

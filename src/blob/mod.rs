@@ -3,6 +3,7 @@
 //! * [`source`] is the index's bytes, copied or mapped.
 //! * [`chunked`] reads over an index, [`file`] from a plain local file, [`Blocks`] from one of a store;
 //!   [`Blob`] is any of them.
+//! * [`backing`] keeps a plain copy of what was read over an index in a local file.
 //! * [`replies`] bounds the memory of replies that are put together from several chunks.
 //! * [`presence`] tells which parts are at hand and which were read.
 //! * [`read_ahead`] reads along a file and fetches what comes next.
@@ -11,6 +12,7 @@
 //! Invariants: opening costs the same for every size; a read is ready at its first poll when its chunks are in memory; a read
 //! gives exactly the bytes asked for or an error.
 
+pub mod backing;
 pub mod chunked;
 pub mod file;
 pub mod presence;

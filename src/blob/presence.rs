@@ -51,7 +51,11 @@ impl Blob {
     pub fn is_on_disk(&self, number: u64) -> bool {
         match self {
             Self::Chunked(blob) => {
-                let item = usize::try_from(number).ok().and_then(|at| blob.index().item(at).ok());
+                let Ok(at) = usize::try_from(number) else { return false };
+                if blob.backing().is_some_and(|backing| backing.has(at)) {
+                    return true;
+                }
+                let item = blob.index().item(at).ok();
                 item.is_some_and(|item| blob.cache().disk().is_some_and(|disk| disk.has(item.id)))
             }
             Self::File(_) => true,

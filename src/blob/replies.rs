@@ -30,7 +30,12 @@ impl Replies {
 
     /// A buffer for a reply, when there is room; more than the whole limit counts as the whole limit.
     pub(super) async fn begin(self: &Arc<Self>, n_bytes: usize) -> Reply {
-        let share = self.budget.take(n_bytes as u64).await;
+        self.begin_with(n_bytes, 0).await
+    }
+
+    /// The same, with so many bytes more that are held meanwhile.
+    pub(super) async fn begin_with(self: &Arc<Self>, n_bytes: usize, more_bytes: u64) -> Reply {
+        let share = self.budget.take((n_bytes as u64).saturating_add(more_bytes)).await;
         Reply { bytes: self.spare.take(n_bytes), n_bytes, replies: Arc::clone(self), _share: share }
     }
 }

@@ -224,6 +224,11 @@ impl Cache {
         Self { shared: Arc::new(shared), purpose: Purpose::Reader }
     }
 
+    /// Whether nobody waits for what is got.
+    pub fn is_background(&self) -> bool {
+        self.purpose.is_background()
+    }
+
     /// The same cache for another purpose.
     pub fn for_purpose(&self, purpose: Purpose) -> Self {
         Self { shared: Arc::clone(&self.shared), purpose }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use anyhow::Context;
 use tokio::runtime::Runtime;
 
 use super::args::MountArgs;
@@ -26,7 +27,7 @@ use crate::report::Report;
 use crate::store::location::{FileLocation, Location, split_group};
 use crate::volume::Live;
 use crate::volume::background::Background;
-use crate::volume::background::Background;
+use crate::volume::backing::AUTO;
 use crate::volume::open::open_volume;
 
 /// Exit code of mount(8) for wrong arguments.
@@ -77,7 +78,8 @@ pub(super) fn mount(
             ..Service::default()
         },
     };
-    let settings = fuse::Settings { io_timeout: options.config.io_timeout };
+    let settings =
+        fuse::Settings { io_timeout: options.config.io_timeout, passthrough: options.config.keep.passthrough };
     // Opened first, then served: what the second finds here, the first has put there.
     let opened: Mutex<Option<(Arc<Live>, Beside)>> = Mutex::new(None);
     let open = |runtime: &Runtime, on_file: bool| -> Result<_, BoxError> {
@@ -160,6 +162,7 @@ pub(super) fn options(args: &MountArgs, unknown: Unknown) -> anyhow::Result<Type
         places.push(location.default_store());
     }
     places.extend(sources.cache.clone());
+    places.extend(options.config.keep.backing.clone().filter(|file| file != AUTO));
     check_not_covered(&args.mountpoint, &places)?;
     check_apart(&args.mountpoint, &location)?;
     Ok(Typed { location, source, options, again })
@@ -206,6 +209,10 @@ pub(super) fn settle(
     for path in paths.into_iter().flatten() {
         // So that they are the same when they are read again from another directory.
         *path = std::path::absolute(&*path)?;
+    }
+    if let Some(file) = config.keep.backing.as_mut().filter(|file| *file != AUTO) {
+        let absolute = std::path::absolute(&*file).with_context(|| format!("backing={file}"))?;
+        *file = absolute.to_str().with_context(|| format!("backing={file}: its path is not UTF-8"))?.to_owned();
     }
     Ok(options)
 }

@@ -129,7 +129,7 @@ impl StoreFlags {
         let report = Arc::new(Report::default());
         let MountConfig { sources, io_timeout, keep, .. } = settings::of_reading(self)?;
         let mut opened = runtime.block_on(open_blob(&location, &sources, &memory_plan(), io_timeout, &report))?;
-        opened.tables.obey(&keep, &sources.trust);
+        opened.tables.obey(&keep);
         opened.tables.be_patient();
         Ok(opened)
     }

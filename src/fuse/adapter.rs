@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 use super::answer::{Answerer, Asked, Refuse};
 use super::convert::{file_attr, file_type};
 use super::gate::Gate;
+use super::passthrough::Opens;
 use super::requests::Requests;
 use crate::report::Report;
 use crate::volume::{Attr, FOREVER, ROOT_INO, Volume};
@@ -49,9 +50,10 @@ pub(super) struct Adapter {
     volume: Arc<dyn Volume>,
     answerer: Answerer,
     report: Arc<Report>,
-    /// The kernel goes without OPEN once it is told ENOSYS.
-    no_open: bool,
-    /// The same for OPENDIR.
+    /// Whether the kernel may read files itself, as it was asked.
+    passthrough: Option<bool>,
+    opens: Opens,
+    /// The kernel goes without OPENDIR once it is told ENOSYS.
     no_opendir: bool,
 }
 
@@ -71,12 +73,13 @@ impl Adapter {
     pub(super) fn new(
         volume: Arc<dyn Volume>,
         requests: Arc<Requests>,
+        passthrough: Option<bool>,
         runtime: Handle,
         report: Arc<Report>,
         gate: Arc<Gate>,
     ) -> Self {
         let answerer = Answerer::new(runtime, requests, Arc::clone(&report), gate);
-        Self { volume, answerer, report, no_open: false, no_opendir: false }
+        Self { volume, answerer, report, passthrough, opens: Opens::unknown(), no_opendir: false }
     }
 }
 
@@ -90,7 +93,6 @@ impl Filesystem for Adapter {
         enable(InitFlags::FUSE_EXPLICIT_INVAL_DATA);
         enable(InitFlags::FUSE_ASYNC_DIO);
         enable(InitFlags::FUSE_HAS_IOCTL_DIR);
-        self.no_open = enable(InitFlags::FUSE_NO_OPEN_SUPPORT);
         // A directory whose names change must be asked for them anew each time, which only an answer to OPENDIR can say.
         self.no_opendir = self.volume.lasts(ROOT_INO) == FOREVER && enable(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         if self.volume.has_acls() && !enable(InitFlags::FUSE_POSIX_ACL) {
@@ -98,6 +100,7 @@ impl Filesystem for Adapter {
             tracing::warn!("this kernel does not enforce POSIX ACLs on FUSE mounts: permissions are wider than stored");
         }
         let _ = config.set_max_background(MAX_BACKGROUND);
+        self.opens = Opens::negotiate(&*self.volume, self.passthrough, config);
         Ok(())
     }
 
@@ -126,11 +129,22 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        match self.no_open {
-            true => reply.error(Errno::ENOSYS),
-            false => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
-        }
+    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.opens.open(&*self.volume, ino.0, reply, &self.report);
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.opens.release(ino.0, fh);
+        reply.ok();
     }
 
     fn read(

@@ -2,9 +2,8 @@
 //!
 //! * [`serve`] answers the kernel's first request and gives a [`Session`]; [`Session::run`] serves until the mount is gone.
 //! * `adapter` has one function for each request; `answer` replies at once or moves the reply into a task; `convert` turns our
-//!   types into fuser's.
+//!   types into fuser's; `passthrough` lets the kernel read complete local copies itself.
 //! * [`handover`]: a connection that outlives its process; [`gate`]: the end of taking requests.
-//!
 //! * [`requests`] are those under way, [`trace`] writes down all of them.
 //!
 //! Invariants: a request that needs nothing but memory is answered on the thread it came in on; nothing here waits for I/O;
@@ -15,6 +14,7 @@ mod answer;
 mod convert;
 pub mod gate;
 pub mod handover;
+mod passthrough;
 pub mod requests;
 pub mod trace;
 
@@ -40,6 +40,8 @@ const THREADS: std::ops::RangeInclusive<usize> = 2..=4;
 pub struct Settings {
     /// Every request is answered by then.
     pub io_timeout: Duration,
+    /// Whether the kernel may read complete local copies itself; `None` means: if it can.
+    pub passthrough: Option<bool>,
 }
 
 /// A mounted volume, ready to be served.
@@ -47,6 +49,7 @@ pub struct Settings {
 pub struct Session {
     session: fuser::Session<Adapter>,
     requests: Arc<Requests>,
+    volume: Arc<dyn Volume>,
 }
 
 /// Does the handshake with the kernel over the descriptor of a mount, or goes on where another process ended, as `handover` says.
@@ -62,7 +65,16 @@ pub fn serve(
     handover: &Handover,
 ) -> io::Result<Session> {
     let requests = Arc::new(Requests::new(settings.io_timeout));
-    let adapter = Adapter::new(volume, Arc::clone(&requests), runtime, report, Arc::clone(handover.gate()));
+    // Which files the kernel reads itself is known to the process alone that let it: another one, that goes on, would answer an open in
+    // a way that the kernel refuses.
+    let passthrough = if handover.may_clone() { settings.passthrough } else { Some(false) };
+    if settings.passthrough == Some(true) && passthrough == Some(false) {
+        tracing::warn!(
+            "passthrough: the service manager keeps this mount for the next process; files are read through us"
+        );
+    }
+    let (of_adapter, gate) = (Arc::clone(&volume), Arc::clone(handover.gate()));
+    let adapter = Adapter::new(of_adapter, Arc::clone(&requests), passthrough, runtime, report, gate);
     let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut config = fuser::Config::default();
     config.n_threads = Some(n_cores.clamp(*THREADS.start(), *THREADS.end()));
@@ -70,7 +82,7 @@ pub fn serve(
     config.clone_fd = handover.may_clone() && can_open_device();
     // Who may use the mount is the kernel's to decide, from the mount options; fuser must not refuse root beside it.
     let session = handover.begin(fd, |fd| fuser::Session::from_fd(adapter, fd, fuser::SessionACL::All, config))?;
-    Ok(Session { session, requests })
+    Ok(Session { session, requests, volume })
 }
 
 fn can_open_device() -> bool {
@@ -88,7 +100,9 @@ impl Session {
     /// # Errors
     /// The connection to the kernel failed in another way.
     pub fn run(self) -> io::Result<()> {
-        match self.session.run() {
+        let ended = self.session.run();
+        self.volume.end();
+        match ended {
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
             ended => ended,
         }

@@ -1,12 +1,14 @@
 //! A blob (a disk image) as a volume: one file in a directory, or the mountpoint itself.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
 
 use super::{Answer, Attr, DirEntry, FileKind, Listing, ROOT_INO, Show, Volume, VolumeError, VolumeStat, own_xattr};
-use crate::blob::Blob;
+use crate::blob::backing::Presence;
+use crate::blob::{Blob, ChunkedBlob};
 use crate::report::Report;
 
 /// Inode number of the image when it lies in a directory.
@@ -29,6 +31,8 @@ pub struct ImageConfig {
     pub mtime: SystemTime,
     /// Where the index lies.
     pub source: String,
+    /// Whether the image has a backing file, now or soon.
+    pub is_backed: bool,
 }
 
 #[derive(Debug)]
@@ -69,6 +73,17 @@ impl Shared {
         }
     }
 
+    fn chunked(&self) -> Option<&ChunkedBlob> {
+        match &self.blob {
+            Blob::Chunked(blob) => Some(blob),
+            Blob::File(_) | Blob::Remote(_) => None,
+        }
+    }
+
+    fn presence(&self) -> Option<Presence> {
+        self.chunked()?.presence()
+    }
+
     fn own_xattr(&self, ino: u64, name: &[u8]) -> Result<Option<Bytes>, VolumeError> {
         let is_image = self.attr(ino)?.kind == FileKind::Regular;
         let value = match own_xattr(name) {
@@ -76,6 +91,14 @@ impl Shared {
             Some(b"chunks") if is_image => {
                 self.blob.n_chunks(0, self.blob.size())?.map(|n_chunks| n_chunks.to_string())
             }
+            Some(b"present") if is_image => self.presence().map(|presence| {
+                // Rounded down, so that 100 says that nothing is missing.
+                let per_myriad = presence.per_myriad();
+                match per_myriad {
+                    10_000 => "100".to_owned(),
+                    _ => format!("{}.{:02}", per_myriad / 100, per_myriad % 100),
+                }
+            }),
             Some(b"fetches") if ino == ROOT_INO => Some(self.report.n_fetches.get().to_string()),
             Some(b"eio") if ino == ROOT_INO => Some(self.report.eio_text()),
             _ => None,
@@ -152,6 +175,21 @@ impl Volume for ImageVolume {
     fn identity(&self) -> Option<String> {
         // The name of the file is not content, but the kernel knows it all the same.
         Some(format!("image {:?} {}", self.shared.config.file_name, self.shared.blob.identity()?))
+    }
+
+    fn has_backing(&self) -> bool {
+        self.shared.config.is_backed
+    }
+
+    fn backing_file(&self, ino: u64) -> Option<Arc<File>> {
+        let backing = self.shared.chunked().filter(|_| ino == self.shared.image_ino())?.backing()?;
+        backing.complete_file().map(Arc::clone)
+    }
+
+    fn end(&self) {
+        if let Some(backing) = self.shared.chunked().and_then(|blob| blob.backing()) {
+            backing.close();
+        }
     }
 
     fn root_kind(&self) -> FileKind {

@@ -3,6 +3,7 @@
 //! * [`Volume`] is what the kernel can ask of a read-only filesystem.
 //! * [`tree`] serves a directory archive, [`image`] a blob as a file in a directory or as the mountpoint itself, [`collection`] a
 //!   directory of many of both.
+//! * [`backing`] gives an image its backing file.
 //! * [`show`] is how files are shown, whatever is stored of them.
 //! * [`open`] puts store, cache, blob and tree together for what a user names; [`live`] is what they are while the volume is served.
 //! * [`retune`] changes its stores and limits meanwhile.
@@ -16,6 +17,7 @@
 //! memory is ready at its first poll and does no blocking work in a poll; `statfs` never waits.
 
 pub mod background;
+pub mod backing;
 pub mod collection;
 mod error;
 pub mod image;
@@ -36,6 +38,8 @@ pub use live::{Live, LiveVolume, Part};
 pub use show::Show;
 
 use std::fmt::Debug;
+use std::fs::File;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -175,4 +179,17 @@ pub trait Volume: Debug + Send + Sync {
 
     /// Type of the root: a directory, or a regular file for a mount on a file.
     fn root_kind(&self) -> FileKind;
+
+    /// Whether a file can get a local copy that the kernel may read itself. Only then is the volume told of every open.
+    fn has_backing(&self) -> bool {
+        false
+    }
+
+    /// The local file that has all bytes of a regular file, and no others, known without asking anyone. `None` when there is none (yet).
+    fn backing_file(&self, _ino: u64) -> Option<Arc<File>> {
+        None
+    }
+
+    /// Nothing is asked any more: what is kept beside the volume is put in order. May block, for a bounded time.
+    fn end(&self) {}
 }

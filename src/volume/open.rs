@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
+use super::backing;
 use super::collection;
 use super::image::{ImageConfig, ImageVolume};
 use super::sources::Sources;
@@ -77,6 +78,8 @@ pub struct MemoryPlan {
     pub inflight_bytes: u64,
     /// Buffers of reads that span chunks.
     pub reply_bytes: u64,
+    /// What only some mounts keep: the open indexes of a directory of them, or what a backing file takes.
+    pub beside_bytes: u64,
     /// Parsed directories and files.
     pub tree: TreeConfig,
     /// The same of the walk that makes a metadata table.
@@ -84,6 +87,17 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
+    /// Shares out the budget of a mount.
+    pub fn of_mount(location: &FileLocation, config: &MountConfig) -> Self {
+        let mut plan = Self::new(config.memory_bytes);
+        plan.window_bytes = config.ahead.window_bytes;
+        if location.is_directory() || config.keep.backing.is_some() {
+            plan.beside_bytes = config.memory_bytes / 16;
+            plan.memory_tier_bytes -= plan.beside_bytes;
+        }
+        plan
+    }
+
     /// Shares out a budget.
     pub fn new(budget_bytes: u64) -> Self {
         let sixteenth = budget_bytes / 16;
@@ -95,6 +109,7 @@ impl MemoryPlan {
             window_bytes: None,
             inflight_bytes: 2 * sixteenth,
             reply_bytes: 2 * sixteenth,
+            beside_bytes: 0,
             tree: TreeConfig {
                 node_bytes: tree_bytes,
                 table_bytes: tree_bytes,
@@ -153,7 +168,8 @@ pub(super) async fn open_with(
     let shown = location.to_string();
     let fail = |why: &dyn ToString| OpenError::new(&shown, why.to_string());
     let trust = &sources.config().trust;
-    let tables = sources.table_places(location)?;
+    let mut tables = sources.table_places(location)?;
+    tables.obey_trust(trust);
     let claimed = SpecKind::by_suffix(location.file_name());
     let kind = match location {
         FileLocation::Local(path) => kind_of(&local_head(path).map_err(|error| fail(&error))?),
@@ -244,10 +260,11 @@ pub async fn open_volume(
     if location.is_directory() {
         return collection::open(location, config, on_file, report).await;
     }
-    let plan = MemoryPlan { window_bytes: config.ahead.window_bytes, ..MemoryPlan::new(config.memory_bytes) };
+    let plan = MemoryPlan::of_mount(location, config);
     let fetch_timeout = fetch_timeout(config.io_timeout);
     let mut opened = open_blob(location, &config.sources, &plan, fetch_timeout, report).await?;
-    opened.tables.obey(&config.keep, &config.sources.trust);
+    opened.tables.obey(&config.keep);
+    backing::attach(&opened, config, plan.beside_bytes)?;
     let show = Show::new(&config.show);
     let source = location.to_string();
     let live = Arc::new(Live::new(location.clone(), config.clone(), Arc::clone(report)));
@@ -262,7 +279,8 @@ pub async fn open_volume(
             }
         };
         live.add(part(None));
-        let image = ImageConfig { file_name, show, mtime: opened.mtime, source };
+        let is_backed = config.keep.backing.is_some();
+        let image = ImageConfig { file_name, show, mtime: opened.mtime, source, is_backed };
         let volume = Arc::new(ImageVolume::new(opened.blob, image, Arc::clone(report)));
         return Ok(LiveVolume { volume, live });
     }

@@ -47,7 +47,7 @@ impl Live {
     /// # Errors
     /// A store cannot be opened, or a secret not be read.
     pub fn prepare(&self, config: MountConfig) -> Result<Prepared, OpenError> {
-        let plan = MemoryPlan::new(config.memory_bytes);
+        let plan = MemoryPlan::of_mount(&self.location, &config);
         let mut parts = Vec::new();
         for part in self.parts() {
             let tiers = match &part.blob {

@@ -95,7 +95,7 @@ fn how_to_get(name: &str) -> String {
         "man" => "man-db",
         "ip" => "iproute2",
         "script" => "bsdutils",
-        "unshare" | "findmnt" | "losetup" => "util-linux",
+        "findmnt" | "losetup" => "util-linux",
         other => other,
     };
     format!("apt-get install {package}")

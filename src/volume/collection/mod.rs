@@ -48,9 +48,6 @@ pub const DIRECTORY_LASTS: Duration = Duration::from_secs(1);
 /// How old a listing may be where nothing tells of changes, when nothing else is said.
 pub const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The part of the memory that is for the indexes of open parts: one in so many.
-const INDEX_SHARE: u64 = 16;
-
 /// A directory of indexes and archives.
 #[derive(Debug, Clone)]
 pub struct Collection {
@@ -103,12 +100,10 @@ pub async fn open(
     if config.sources.trust.index_sha256.is_some() {
         return Err(fail("index-sha256 is for one index, and this is a directory of them (use verify-key)"));
     }
-    if config.keep.backing.as_ref().is_some_and(|file| file != "auto") {
-        return Err(fail("backing=FILE is for one image, and this is a directory of them"));
+    if config.keep.backing.is_some() {
+        return Err(fail("backing is for one image, and this is a directory of them"));
     }
-    let mut plan = MemoryPlan { window_bytes: config.ahead.window_bytes, ..MemoryPlan::new(config.memory_bytes) };
-    let index_bytes = config.memory_bytes / INDEX_SHARE;
-    plan.memory_tier_bytes = plan.memory_tier_bytes.saturating_sub(index_bytes);
+    let plan = MemoryPlan::of_mount(place, config);
     // As for a single index: a fetch ends before the read that waits for it.
     let mut sources = Sources::open(&config.sources, &plan, config.io_timeout.mul_f64(0.9), report)?;
     let is_local = matches!(place, FileLocation::Local(_));
@@ -132,7 +127,7 @@ pub async fn open(
         dirs: Mutex::default(),
         numbers: Mutex::default(),
         gone: Mutex::default(),
-        open: OpenParts::new(usize::try_from(index_bytes).unwrap_or(usize::MAX)),
+        open: OpenParts::new(usize::try_from(plan.beside_bytes).unwrap_or(usize::MAX)),
         size_bytes: AtomicU64::new(0),
         last_search: tokio::sync::Mutex::default(),
     });

@@ -205,6 +205,7 @@ pub(super) mod tests {
             show: Show::default(),
             mtime: SystemTime::UNIX_EPOCH,
             source: String::new(),
+            is_backed: false,
         };
         let volume = Arc::new(ImageVolume::new(blob, config, Arc::default()));
         Arc::new(OpenPart { part, volume, index_bytes })

@@ -246,7 +246,8 @@ impl Shared {
         let (kind, blob) = (opened.kind, opened.blob);
         let (volume, tree): (Arc<dyn Volume>, _) = match kind {
             SpecKind::BlobIndex => {
-                let config = ImageConfig { file_name: None, show: self.show, mtime: part.mtime(), source };
+                let (show, mtime) = (self.show, part.mtime());
+                let config = ImageConfig { file_name: None, show, mtime, source, is_backed: false };
                 (Arc::new(ImageVolume::new(blob.clone(), config, report)), None)
             }
             SpecKind::ArchiveIndex | SpecKind::Archive => {

@@ -117,16 +117,20 @@ impl TablePlaces {
         Self { disk, beside, is_offline, is_wanted: false, is_patient: false, is_own_only: false }
     }
 
-    /// Leaves out what settings forbid: all tables, or those that are not ours where the index must be proven.
-    pub fn obey(&mut self, keep: &KeepConfig, trust: &TrustConfig) {
+    /// Leaves out all tables, or wants one in any case, as settings say.
+    pub fn obey(&mut self, keep: &KeepConfig) {
         if keep.metadata_table == Some(false) {
             *self = Self::default();
         }
+        self.is_wanted |= keep.metadata_table == Some(true);
+    }
+
+    /// Leaves out tables that are not ours where the index must be proven.
+    pub fn obey_trust(&mut self, trust: &TrustConfig) {
         if trust.index_sha256.is_some() || trust.verify_key.is_some() {
             self.beside = Beside::Nowhere;
             self.is_own_only = true;
         }
-        self.is_wanted |= keep.metadata_table == Some(true);
     }
 
     /// For a verb, which may take the time to digest a large index.

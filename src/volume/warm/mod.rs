@@ -113,7 +113,7 @@ pub fn check(blob: &Blob) -> Result<(), NotWarmable> {
     let (is_kept, is_offline) = match blob {
         Blob::Chunked(blob) => {
             let cache = blob.cache();
-            (cache.disk().is_some() || cache.keeper().is_some(), cache.is_offline())
+            (cache.disk().is_some() || cache.keeper().is_some() || blob.backing().is_some(), cache.is_offline())
         }
         Blob::Remote(blocks) => (blocks.is_kept(), blocks.is_offline()),
         Blob::File(_) => return Err(NotWarmable::Local),
@@ -159,7 +159,10 @@ pub async fn warm(
         metadata::read_all(&tree, tally).await;
     }
     for range in &ranges {
-        work::keep(&part.blob, range.clone(), warming, tally).await;
+        match &part.blob {
+            Blob::Chunked(blob) if blob.backing().is_some() => work::fill(blob, range.clone(), warming, tally).await,
+            _ => work::keep(&part.blob, range.clone(), warming, tally).await,
+        }
     }
     Ok(ranges)
 }

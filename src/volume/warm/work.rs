@@ -20,6 +20,9 @@ const LOOK_CHUNKS: usize = 64;
 /// Batches under way at the same time. How many chunks are really fetched at once is for the cache to say.
 const MAX_BATCHES: usize = 8;
 
+/// Chunks on their way into a backing file at the same time.
+const N_FILLED: usize = 32;
+
 /// Chunks remembered as met, so that what comes again is counted and looked for once: half a megabyte of them.
 const MAX_MET: usize = 1 << 15;
 
@@ -57,6 +60,60 @@ pub(super) async fn keep(blob: &Blob, range: Range<u64>, warming: &Warming, tall
             None => return,
         }
     }
+}
+
+/// Sees to it that the chunks of a range are in the backing file of their blob. What cannot be had is in the tally.
+pub(super) async fn fill(blob: &ChunkedBlob, range: Range<u64>, warming: &Warming, tally: &Tally) {
+    let Blob::Chunked(getter) = Blob::Chunked(blob.clone()).for_purpose(warming.purpose(false)) else { return };
+    let index = blob.index();
+    let first_idx = index.locate(range.start).ok().flatten().unwrap_or(0);
+    let items = (first_idx..index.n_chunks()).map(|chunk_idx| (chunk_idx, index.item(chunk_idx)));
+    let of_range = items.take_while(|(_, item)| item.as_ref().map_or(true, |item| item.start < range.end));
+    let filled = futures_util::stream::iter(of_range).map(|(chunk_idx, item)| {
+        let getter = &getter;
+        async move {
+            match item {
+                Ok(item) => fill_one(getter, chunk_idx, item.size_bytes(), warming, tally).await,
+                Err(error) => {
+                    tally.failed(1, error);
+                    false
+                }
+            }
+        }
+    });
+    let mut filled = std::pin::pin!(filled.buffer_unordered(N_FILLED));
+    while let Some(went_well) = filled.next().await {
+        // There is no use in asking for the rest.
+        if !went_well && warming.gives_up {
+            return;
+        }
+    }
+}
+
+/// Whether it did not fail in a way that can pass.
+async fn fill_one(blob: &ChunkedBlob, chunk_idx: usize, n_bytes: u64, warming: &Warming, tally: &Tally) -> bool {
+    if blob.backing().is_none_or(|backing| backing.has(chunk_idx)) {
+        present(tally, 1, n_bytes);
+        return true;
+    }
+    let pauses = RetryPolicy { n_retries: warming.n_retries, base: warming.pause, max: MAX_PAUSE };
+    for n_before in 0.. {
+        match blob.fill(chunk_idx).await {
+            Ok(()) => {
+                fetched(tally, 1, n_bytes);
+                return true;
+            }
+            Err(BlobError::Get(error)) if can_pass(&error) && n_before < warming.n_retries => {
+                sleep(pauses.wait(n_before)).await;
+            }
+            Err(error) => {
+                tally.failed(1, &error);
+                tally.done_bytes.add(n_bytes);
+                return !matches!(error, BlobError::Get(error) if can_pass(&error));
+            }
+        }
+    }
+    true
 }
 
 /// How many of the chunks of a range are not kept.
@@ -183,7 +240,7 @@ impl Pieces {
         }
         self.next = end;
         let looked_at = numbers.clone();
-        let looked = tokio::task::spawn_blocking(move || looked_at.map(|number| blocks.has(number)).collect());
+        let looked = tokio::task::spawn_blocking(move || looked_at.map(|number| blocks.is_on_disk(number)).collect());
         let is_kept: Vec<bool> = looked.await.unwrap_or_default();
         let mut batches: Vec<Batch> = Vec::new();
         for (number, is_kept) in numbers.zip(is_kept) {
@@ -216,7 +273,8 @@ pub(in crate::volume) async fn kept(blob: &ChunkedBlob, wants: &[Want]) -> Vec<b
         return looked.await.unwrap_or_else(|_| vec![false; wants.len()]);
     }
     let Some(keeper) = cache.keeper() else { return vec![false; wants.len()] };
-    let asked = wants.iter().map(|want| keeper.store().has(want.id));
+    let store = keeper.store();
+    let asked = wants.iter().map(|want| store.has(want.id));
     // A cache that cannot be asked keeps nothing.
     futures_util::future::join_all(asked).await.into_iter().map(|has| has.unwrap_or(false)).collect()
 }

@@ -1,0 +1,537 @@
+//! The thread that fills a backing file: writes chunks, flushes them, tells the state, and checks claims when there is nothing else to do.
+//!
+//! Chunks come through a queue of bounded bytes. Every [`FLUSH_BYTES`] or [`FLUSH_AFTER`] the file is flushed on a thread of its own,
+//! while writing goes on; only then are its chunks written down as present.
+//!
+//! Invariants: no fault of the disk reaches a reader; nothing is added while the file system has less than its reserve.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FallocateFlags, Flock, fallocate};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::Shared;
+use super::map::{State, Unsynced};
+use super::state::{BLOCK_BYTES, Condition, FileId, encode_map_block, map_block_at};
+use crate::chunk::Chunk;
+
+/// Bytes that are written before the file is flushed: what a loss of power makes us hash again.
+const FLUSH_BYTES: u64 = 64 << 20;
+
+/// How long a written chunk waits for a flush.
+const FLUSH_AFTER: Duration = Duration::from_secs(5);
+
+/// Chunks checked in one go, as many as a multi-lane digest takes, and their bytes.
+const CHECK_CHUNKS: usize = 8;
+const CHECK_BYTES: u64 = 4 << 20;
+
+/// Claims are checked when nobody has read for so long.
+const QUIET: Duration = Duration::from_millis(50);
+
+/// How long nothing is added after a failure; each doubles it, up to the longest.
+const FIRST_REST: Duration = Duration::from_secs(1);
+const LONGEST_REST: Duration = Duration::from_secs(60);
+
+/// How long an end of the mount waits for what is being written.
+const MAX_CLOSE: Duration = Duration::from_secs(10);
+
+/// How long a reader whose chunk finds the queue full waits for a place in it, at the most.
+const MAX_QUEUE_WAIT: Duration = Duration::from_secs(2);
+
+/// Granularity of the queue's budget, in bytes.
+const PERMIT_BYTES: u64 = 1024;
+
+/// What file systems give out at a time, mostly.
+const DISK_BLOCK_BYTES: u64 = 4096;
+
+/// How old an answer about the free space may be.
+const SPACE_AGE: Duration = Duration::from_secs(1);
+
+enum Message {
+    /// A verified chunk to write.
+    Keep(usize, Chunk, OwnedSemaphorePermit),
+    /// A claim that a reader found right.
+    Verified(usize),
+    /// A flush is over.
+    Flushed(io::Result<()>, Unsynced),
+    End,
+}
+
+/// The way to the thread, which ends with it.
+#[derive(Debug)]
+pub(super) struct Queue {
+    sender: Sender<Message>,
+    budget: Arc<Semaphore>,
+    n_permits: u32,
+    max_wait: Duration,
+    /// Chunks on their way; never locked over anything else.
+    queued: Arc<Mutex<HashSet<usize>>>,
+    rest: Arc<Rest>,
+    ended: Arc<(Mutex<bool>, Condvar)>,
+}
+
+/// Until when nothing is added.
+#[derive(Debug)]
+struct Rest {
+    start: Instant,
+    until_ms: AtomicU64,
+}
+
+impl Rest {
+    fn is_on(&self) -> bool {
+        (self.start.elapsed().as_millis() as u64) < self.until_ms.load(Ordering::Relaxed)
+    }
+
+    fn begin(&self, length: Duration) {
+        let until = self.start.elapsed() + length;
+        self.until_ms.fetch_max(until.as_millis() as u64, Ordering::Relaxed);
+    }
+}
+
+impl Queue {
+    /// Starts the thread. `max_wait` bounds what a reader waits for a slow disk.
+    pub(super) fn start(
+        shared: Arc<Shared>,
+        state: Flock<File>,
+        is_foreign: bool,
+        keep_free_bytes: u64,
+        queue_bytes: u64,
+        max_wait: Duration,
+    ) -> io::Result<Self> {
+        let (sender, receiver) = channel();
+        let n_permits = u32::try_from(queue_bytes / PERMIT_BYTES).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
+        let queue = Self {
+            sender: sender.clone(),
+            budget: Arc::new(Semaphore::new(n_permits as usize)),
+            n_permits,
+            max_wait: max_wait.min(MAX_QUEUE_WAIT),
+            queued: Arc::default(),
+            rest: Arc::new(Rest { start: Instant::now(), until_ms: AtomicU64::new(0) }),
+            ended: Arc::default(),
+        };
+        let writer = Writer {
+            seed: shared.identity.seed(),
+            shared,
+            state,
+            is_foreign,
+            keep_free_bytes,
+            free: None,
+            sender,
+            receiver,
+            queued: Arc::clone(&queue.queued),
+            rest: Arc::clone(&queue.rest),
+            pause: Duration::ZERO,
+            unsynced: Unsynced::default(),
+            written_since: None,
+            is_flushing: false,
+            claim_cursor: 0,
+            is_introduced: false,
+            is_sealed: false,
+        };
+        let ended = Arc::clone(&queue.ended);
+        std::thread::Builder::new().name("caifs-backing".to_owned()).spawn(move || {
+            // The end is told even after a panic, so that the mount's own end does not wait for it.
+            let _told = Told(ended);
+            writer.run();
+        })?;
+        Ok(queue)
+    }
+
+    /// Takes a chunk to be written. Waits a little when the disk is slower than the store, and gives up then.
+    pub(super) async fn offer(&self, chunk_idx: usize, chunk: &Chunk) {
+        if self.rest.is_on() || !lock(&self.queued).insert(chunk_idx) {
+            return;
+        }
+        let n_permits = u32::try_from((chunk.plain().len() as u64).div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
+        let acquire = Arc::clone(&self.budget).acquire_many_owned(n_permits.clamp(1, self.n_permits));
+        // A reader that goes away while it waits must not leave the chunk marked as queued.
+        let mark = Queued { queued: &self.queued, chunk_idx: Some(chunk_idx) };
+        let Ok(Ok(permit)) = tokio::time::timeout(self.max_wait, acquire).await else {
+            self.rest.begin(FIRST_REST);
+            return;
+        };
+        if self.sender.send(Message::Keep(chunk_idx, chunk.clone(), permit)).is_ok() {
+            mark.keep();
+        }
+    }
+
+    /// Ends the thread, after what was offered has reached the disk. A disk that hangs must not keep the process, so the wait is bounded.
+    pub(super) fn close(&self) {
+        // The thread may have ended by itself, because the file is complete.
+        drop(self.sender.send(Message::End));
+        let (ended, condition) = &*self.ended;
+        drop(condition.wait_timeout_while(lock(ended), MAX_CLOSE, |ended| !*ended));
+    }
+
+    /// Hears that a claim was found right.
+    pub(super) fn verified(&self, chunk_idx: usize) {
+        // The thread ends when nothing is left to learn.
+        drop(self.sender.send(Message::Verified(chunk_idx)));
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// A chunk marked as queued, unless it was.
+struct Queued<'a> {
+    queued: &'a Mutex<HashSet<usize>>,
+    chunk_idx: Option<usize>,
+}
+
+impl Queued<'_> {
+    fn keep(mut self) {
+        self.chunk_idx = None;
+    }
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        if let Some(chunk_idx) = self.chunk_idx {
+            lock(self.queued).remove(&chunk_idx);
+        }
+    }
+}
+
+/// Tells on drop that the thread has ended.
+struct Told(Arc<(Mutex<bool>, Condvar)>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        let (ended, condition) = &*self.0;
+        *lock(ended) = true;
+        condition.notify_all();
+    }
+}
+
+struct Writer {
+    shared: Arc<Shared>,
+    state: Flock<File>,
+    seed: u64,
+    is_foreign: bool,
+    keep_free_bytes: u64,
+    /// What the file system had free when it was asked, less what was written since.
+    free: Option<(Instant, u64)>,
+    sender: Sender<Message>,
+    receiver: Receiver<Message>,
+    queued: Arc<Mutex<HashSet<usize>>>,
+    rest: Arc<Rest>,
+    /// The last rest; zero when the last write worked.
+    pause: Duration,
+    unsynced: Unsynced,
+    /// When the first of `unsynced` was written.
+    written_since: Option<Instant>,
+    is_flushing: bool,
+    /// Claims before this chunk were looked at.
+    claim_cursor: usize,
+    /// The state says that it is of this file.
+    is_introduced: bool,
+    is_sealed: bool,
+}
+
+impl Writer {
+    fn run(mut self) {
+        loop {
+            self.settle();
+            if self.is_sealed {
+                return;
+            }
+            let message = match self.patience() {
+                Some(patience) => self.receiver.recv_timeout(patience),
+                None => self.receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match message {
+                Ok(Message::End) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(message) => self.take(message),
+                Err(RecvTimeoutError::Timeout) => self.check_claims(),
+            }
+            // The state is written once for all that has come meanwhile.
+            while !self.is_flush_due() {
+                match self.receiver.try_recv() {
+                    Ok(Message::End) => return self.close(),
+                    Ok(message) => self.take(message),
+                    Err(_) => break,
+                }
+            }
+        }
+        self.close();
+    }
+
+    /// How long to wait for a message; `None` when there is nothing to do without one.
+    fn patience(&self) -> Option<Duration> {
+        let map = self.shared.map()?;
+        if map.next_claimed(self.claim_cursor).is_some() {
+            return Some(match self.rest.is_on() || self.shared.quiet_for() < QUIET {
+                true => QUIET,
+                false => Duration::ZERO,
+            });
+        }
+        if self.is_flushing {
+            return None;
+        }
+        match self.written_since {
+            Some(since) => Some(FLUSH_AFTER.saturating_sub(since.elapsed()).max(Duration::from_millis(1))),
+            // Full, but sealing it failed.
+            None if map.is_full() => Some(FIRST_REST),
+            None => None,
+        }
+    }
+
+    fn is_flush_due(&self) -> bool {
+        let is_old = self.written_since.is_some_and(|since| since.elapsed() >= FLUSH_AFTER);
+        !self.is_flushing && (self.unsynced.n_bytes >= FLUSH_BYTES || is_old)
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Keep(chunk_idx, chunk, _permit) => {
+                if !self.rest.is_on() {
+                    match self.keep(chunk_idx, &chunk) {
+                        Ok(()) => self.pause = Duration::ZERO,
+                        Err(error) => self.failed(&error),
+                    }
+                }
+                lock(&self.queued).remove(&chunk_idx);
+            }
+            Message::Verified(chunk_idx) => self.is_there(chunk_idx, State::Claimed),
+            Message::Flushed(flushed, unsynced) => {
+                self.is_flushing = false;
+                self.flushed(flushed, unsynced);
+            }
+            Message::End => {}
+        }
+    }
+
+    /// Writes a chunk.
+    fn keep(&mut self, chunk_idx: usize, chunk: &Chunk) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let Some(map) = shared.map() else { return Ok(()) };
+        let before = map.state(chunk_idx);
+        let Some((item, false)) = shared.item(chunk_idx).map(|item| (item, before.is_readable())) else {
+            return Ok(());
+        };
+        if item.id != chunk.id() || item.size_bytes() != chunk.plain().len() as u64 {
+            return Ok(());
+        }
+        let is_zero = chunk.plain().iter().all(|byte| *byte == 0);
+        match (is_zero, self.is_foreign) {
+            // Of a zero chunk only zeros were ever written.
+            (true, false) => {}
+            (true, true) => {
+                let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+                let (start, len) = (item.start.cast_signed(), item.size_bytes().cast_signed());
+                if fallocate(&shared.data, hole, start, len).is_err() {
+                    shared.data.write_all_at(chunk.plain(), item.start)?;
+                }
+            }
+            (false, _) => {
+                self.check_space(item.size_bytes())?;
+                shared.data.write_all_at(chunk.plain(), item.start)?;
+            }
+        }
+        shared.report.n_backing_kept.add(1);
+        self.is_there(chunk_idx, before);
+        Ok(())
+    }
+
+    /// The verified bytes of a chunk are in the file.
+    fn is_there(&mut self, chunk_idx: usize, before: State) {
+        let shared = Arc::clone(&self.shared);
+        let (Some(map), Some(item)) = (shared.map(), shared.item(chunk_idx)) else { return };
+        if map.change(chunk_idx, before, State::Written) {
+            self.unsynced.add(chunk_idx, item.size_bytes());
+            self.written_since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Refuses what would take from the reserve.
+    fn check_space(&mut self, n_bytes: u64) -> io::Result<()> {
+        let free = match self.free {
+            Some((asked, free)) if asked.elapsed() < SPACE_AGE => free,
+            _ => {
+                let answer = nix::sys::statvfs::fstatvfs(&self.shared.data)?;
+                // The fields have another width on other machines.
+                #[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
+                let free = (answer.blocks_available() as u64).saturating_mul(answer.fragment_size() as u64);
+                self.free = Some((Instant::now(), free));
+                free
+            }
+        };
+        // A chunk lies in up to two blocks more than its bytes fill.
+        let n_bytes = n_bytes + 2 * DISK_BLOCK_BYTES;
+        if free < self.keep_free_bytes.saturating_add(n_bytes) {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        self.free = self.free.map(|(asked, free)| (asked, free - n_bytes));
+        Ok(())
+    }
+
+    /// Something could not be written: nothing is tried for a while. The first failure is told.
+    fn failed(&mut self, error: &io::Error) {
+        self.shared.report.n_backing_errors.add(1);
+        if self.pause.is_zero() {
+            tracing::warn!(
+                "backing file {}: {error}; nothing is added until it works again",
+                self.shared.path.display()
+            );
+        }
+        self.pause = (2 * self.pause).clamp(FIRST_REST, LONGEST_REST);
+        self.rest.begin(self.pause);
+    }
+
+    /// Does what is due.
+    fn settle(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let Some(map) = shared.map() else { return };
+        if self.is_flush_due() || (map.is_full() && !self.is_flushing && !self.unsynced.is_empty()) {
+            self.start_flush();
+        }
+        if self.rest.is_on() {
+            return;
+        }
+        if let Err(error) = self.write_map().and_then(|()| self.introduce()) {
+            return self.failed(&error);
+        }
+        if map.is_full() && self.unsynced.is_empty() && !self.is_flushing {
+            match self.write_end(true) {
+                Ok(()) => {
+                    self.is_sealed = true;
+                    shared.is_complete.store(true, Ordering::Release);
+                    tracing::info!("backing file {} is complete", shared.path.display());
+                }
+                Err(error) => self.failed(&error),
+            }
+        }
+    }
+
+    fn start_flush(&mut self) {
+        let unsynced = std::mem::take(&mut self.unsynced);
+        self.written_since = None;
+        self.is_flushing = true;
+        let (data, sender) = (Arc::clone(&self.shared.data), self.sender.clone());
+        let flush = move || {
+            let flushed = data.sync_data();
+            // Nobody hears it when the mount has ended meanwhile.
+            drop(sender.send(Message::Flushed(flushed, unsynced)));
+        };
+        if std::thread::Builder::new().name("caifs-flush".to_owned()).spawn(flush).is_err() {
+            // No threads left: these stay claims on the disk.
+            self.is_flushing = false;
+        }
+    }
+
+    fn flushed(&mut self, flushed: io::Result<()>, unsynced: Unsynced) {
+        let shared = Arc::clone(&self.shared);
+        let Some(map) = shared.map() else { return };
+        match flushed {
+            Ok(()) => map.made_durable(unsynced),
+            Err(error) => {
+                // What did not reach the disk may be dropped from memory too, so it is hashed before it is used again.
+                map.doubt(unsynced);
+                self.claim_cursor = 0;
+                self.failed(&error);
+            }
+        }
+    }
+
+    fn write_map(&mut self) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let Some(map) = shared.map() else { return Ok(()) };
+        let dirty = map.take_dirty();
+        for (at, (map_block, words)) in dirty.iter().enumerate() {
+            let block = encode_map_block(words, *map_block, self.seed);
+            if let Err(error) = self.state.write_all_at(&block, map_block_at(*map_block)) {
+                map.still_dirty(dirty[at..].iter().map(|(map_block, _)| *map_block));
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes down which file this is, and that it is in use. By then nothing in the state is about another file, on the disk either.
+    fn introduce(&mut self) -> io::Result<()> {
+        if self.is_introduced {
+            return Ok(());
+        }
+        self.state.sync_data()?;
+        let condition = Condition {
+            is_complete: false,
+            is_foreign: self.is_foreign,
+            file: FileId::of(&self.shared.data.metadata()?),
+            changed: None,
+        };
+        self.state.write_all_at(&condition.encode(self.seed), BLOCK_BYTES as u64)?;
+        self.is_introduced = true;
+        Ok(())
+    }
+
+    /// Flushes everything and writes down that the file is as it should be.
+    fn write_end(&mut self, is_complete: bool) -> io::Result<()> {
+        self.shared.data.sync_all()?;
+        self.write_map()?;
+        self.state.sync_all()?;
+        let metadata = self.shared.data.metadata()?;
+        let condition = Condition {
+            is_complete,
+            is_foreign: self.is_foreign,
+            file: FileId::of(&metadata),
+            changed: Condition::changed_at(&metadata),
+        };
+        self.state.write_all_at(&condition.encode(self.seed), BLOCK_BYTES as u64)?;
+        self.state.sync_all()
+    }
+
+    fn close(mut self) {
+        let start = Instant::now();
+        while self.is_flushing {
+            match self.receiver.recv_timeout(MAX_CLOSE.saturating_sub(start.elapsed())) {
+                Ok(message @ Message::Flushed(..)) => self.take(message),
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        }
+        let unsynced = std::mem::take(&mut self.unsynced);
+        let flushed = self.shared.data.sync_data();
+        self.flushed(flushed, unsynced);
+        let is_full = self.shared.map().is_some_and(|map| map.is_full());
+        if let Err(error) = self.write_end(is_full) {
+            tracing::warn!("backing file {}: {error}; it was not closed in order", self.shared.path.display());
+        }
+    }
+
+    /// Hashes some chunks that are claimed to be there.
+    fn check_claims(&mut self) {
+        if self.rest.is_on() || self.shared.quiet_for() < QUIET {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        let Some(map) = shared.map() else { return };
+        let mut claimed = Vec::new();
+        let mut n_bytes = 0;
+        while claimed.len() < CHECK_CHUNKS && n_bytes < CHECK_BYTES {
+            let Some(chunk_idx) = map.next_claimed(self.claim_cursor) else { break };
+            self.claim_cursor = chunk_idx + 1;
+            n_bytes += shared.item(chunk_idx).map_or(0, |item| item.size_bytes());
+            claimed.push(chunk_idx);
+        }
+        for (chunk_idx, chunk) in shared.check(&claimed) {
+            if chunk.is_some() {
+                self.is_there(chunk_idx, State::Claimed);
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

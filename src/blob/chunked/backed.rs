@@ -1,0 +1,205 @@
+//! Reads of a blob that has a backing file: what is there comes from the file, the rest through the cache, and is kept then.
+
+use std::io;
+use std::ops::Range;
+
+use super::*;
+use crate::blob::backing::{Backing, BackingConfig, BackingError, Held, Presence, is_hashed_at_once};
+use crate::blob::replies::Reply;
+
+/// Bytes that are in the file: where in the reply they belong, where in the blob they are, and the pieces they are of.
+struct Run {
+    reply: Range<usize>,
+    offset: u64,
+    pieces: Range<usize>,
+}
+
+impl ChunkedBlob {
+    /// Keeps a plain copy of the blob in a file from now on, and reads from it what is there. A large index is hashed first, in the
+    /// background, so that this takes the same time for every size; a failure is logged then.
+    ///
+    /// # Errors
+    /// As [`BackingError`] says. The blob goes on without.
+    pub fn keep_in_file(&self, config: BackingConfig) -> Result<(), BackingError> {
+        let shared = &self.shared;
+        if shared.size == 0 {
+            return Ok(());
+        }
+        let report = Arc::clone(self.cache.report());
+        let open = |shared: &Shared| {
+            let backing = Backing::open(Arc::clone(&shared.index), &config, Arc::clone(&report))?;
+            // A blob gets one backing file.
+            drop(shared.backing.set(Arc::new(backing)));
+            Ok(())
+        };
+        if is_hashed_at_once(&shared.index) {
+            return open(shared);
+        }
+        let shared = Arc::clone(shared);
+        let config = config.clone();
+        let work = move || {
+            let opened = Backing::open(Arc::clone(&shared.index), &config, report);
+            match opened {
+                Ok(backing) => drop(shared.backing.set(Arc::new(backing))),
+                Err(error) => tracing::error!("the mount goes on without its backing file: {error}"),
+            }
+        };
+        let started = std::thread::Builder::new().name("caifs-backing".to_owned()).spawn(work);
+        started.map(drop).map_err(|error| BackingError::Unusable(format!("starting a thread: {error}")))
+    }
+
+    /// The backing file, if there is one in use.
+    pub fn backing(&self) -> Option<&Arc<Backing>> {
+        self.shared.backing.get()
+    }
+
+    /// How much of the blob is in its backing file; `None` without one.
+    pub fn presence(&self) -> Option<Presence> {
+        self.backing().map(|backing| backing.presence())
+    }
+
+    /// Makes sure that a chunk, by its number in the index, is in the backing file or on its way there. Without a backing file, or when it
+    /// is there, this does nothing.
+    ///
+    /// # Errors
+    /// The chunk cannot be had.
+    pub async fn fill(&self, chunk_idx: usize) -> Result<(), BlobError> {
+        if self.backing().is_none_or(|backing| backing.has(chunk_idx)) {
+            return Ok(());
+        }
+        let item = self.shared.index.item(chunk_idx).map_err(|error| self.shared.damaged(error))?;
+        let n_bytes = usize::try_from(item.size_bytes()).unwrap_or(usize::MAX);
+        self.read_at(item.start, n_bytes).await.map(drop)
+    }
+
+    /// As [`ChunkedBlob::read_at`], with a backing file.
+    pub(super) async fn read_backed(
+        &self,
+        backing: &Arc<Backing>,
+        offset: u64,
+        n_bytes: usize,
+    ) -> Result<Bytes, BlobError> {
+        let shared = &self.shared;
+        if backing.complete_file().is_some() {
+            let whole = Run { reply: 0..n_bytes, offset, pieces: 0..0 };
+            let (reply, lost) = read_runs(backing, shared.replies.begin(n_bytes).await, vec![whole]).await?;
+            if lost.is_empty() {
+                backing.report().n_backing_hits.add(1);
+                return Ok(Bytes::from_owner(reply));
+            }
+        }
+        let pieces = shared.pieces(offset, n_bytes)?;
+        let held: Vec<Held> = pieces.iter().map(|piece| backing.held(piece.chunk_idx)).collect();
+        if let ([piece], [Held::No]) = (pieces.as_slice(), held.as_slice()) {
+            let chunk = match self.cache.peek(&piece.want) {
+                Some(chunk) => chunk,
+                None => self.cache.get(shared.digest, piece.want).await?,
+            };
+            backing.offer(piece.chunk_idx, &chunk).await;
+            return Ok(chunk.plain().slice(piece.range.clone()));
+        }
+        let of_kind = |kind| (0..pieces.len()).filter(|&piece_idx| held[piece_idx] == kind).collect::<Vec<usize>>();
+        let claimed = of_kind(Held::Claimed);
+        let mut missing = of_kind(Held::No);
+        // Claimed chunks are read as a whole.
+        let claimed_bytes: u64 = claimed.iter().map(|&piece_idx| pieces[piece_idx].want.n_bytes).sum();
+        let mut reply = shared.replies.begin_with(n_bytes, claimed_bytes).await;
+        let mut starts = Vec::with_capacity(pieces.len());
+        let mut n_placed = 0;
+        for piece in &pieces {
+            starts.push(n_placed);
+            n_placed += piece.range.len();
+        }
+        let place = |reply: &mut Reply, piece_idx: usize, chunk: &Chunk| {
+            let range = &pieces[piece_idx].range;
+            reply.bytes_mut()[starts[piece_idx]..][..range.len()].copy_from_slice(&chunk.plain()[range.clone()]);
+        };
+
+        let runs = runs(&held, &starts, n_bytes, offset);
+        let (read, lost) = read_runs(backing, reply, runs).await?;
+        reply = read;
+        for (run, error) in lost {
+            for piece_idx in run.pieces {
+                backing.lost(pieces[piece_idx].chunk_idx, &error);
+                missing.push(piece_idx);
+            }
+        }
+        if !claimed.is_empty() {
+            let (backing, numbers) = (Arc::clone(backing), claimed.iter().map(|&idx| pieces[idx].chunk_idx));
+            let numbers: Vec<usize> = numbers.collect();
+            let checked = tokio::task::spawn_blocking(move || backing.check(&numbers)).await;
+            let checked = checked.map_err(|_| BlobError::Abandoned)?;
+            for piece_idx in claimed {
+                let found = checked.iter().find(|(chunk_idx, _)| *chunk_idx == pieces[piece_idx].chunk_idx);
+                match found {
+                    Some((_, Some(chunk))) => place(&mut reply, piece_idx, chunk),
+                    _ => missing.push(piece_idx),
+                }
+            }
+        }
+        match missing.is_empty() {
+            true => backing.report().n_backing_hits.add(1),
+            false => {
+                let wants: Vec<Want> = missing.iter().map(|&piece_idx| pieces[piece_idx].want).collect();
+                let mut got = Vec::with_capacity(wants.len());
+                let take = |want_idx: usize, chunk: Chunk| {
+                    place(&mut reply, missing[want_idx], &chunk);
+                    got.push((pieces[missing[want_idx]].chunk_idx, chunk));
+                };
+                self.cache.get_many(shared.digest, &wants, take).await?;
+                for (chunk_idx, chunk) in got {
+                    backing.offer(chunk_idx, &chunk).await;
+                }
+            }
+        }
+        Ok(Bytes::from_owner(reply))
+    }
+}
+
+/// The parts of a reply that are in the file, as long as they go.
+fn runs(held: &[Held], starts: &[usize], n_bytes: usize, offset: u64) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for (piece_idx, _) in held.iter().enumerate().filter(|(_, held)| **held == Held::Yes) {
+        let end = starts.get(piece_idx + 1).copied().unwrap_or(n_bytes);
+        match runs.last_mut() {
+            Some(run) if run.pieces.end == piece_idx => {
+                run.pieces.end += 1;
+                run.reply.end = end;
+            }
+            _ => {
+                let start = starts[piece_idx];
+                runs.push(Run { reply: start..end, offset: offset + start as u64, pieces: piece_idx..piece_idx + 1 });
+            }
+        }
+    }
+    runs
+}
+
+/// Reads runs into a reply: what the page cache has on the spot, the rest on a blocking thread. Gives those that cannot be read.
+async fn read_runs(
+    backing: &Arc<Backing>,
+    mut reply: Reply,
+    mut runs: Vec<Run>,
+) -> Result<(Reply, Vec<(Run, io::Error)>), BlobError> {
+    runs.retain_mut(|run| {
+        let n_read = backing.read_now(&mut reply.bytes_mut()[run.reply.clone()], run.offset);
+        // What was read needs no second time; which piece it ends in is of no account.
+        run.reply.start += n_read;
+        run.offset += n_read as u64;
+        !run.reply.is_empty()
+    });
+    if runs.is_empty() {
+        return Ok((reply, Vec::new()));
+    }
+    let backing = Arc::clone(backing);
+    let read = tokio::task::spawn_blocking(move || {
+        let mut lost = Vec::new();
+        for run in runs {
+            if let Err(error) = backing.read(&mut reply.bytes_mut()[run.reply.clone()], run.offset) {
+                lost.push((run, error));
+            }
+        }
+        (reply, lost)
+    });
+    read.await.map_err(|_| BlobError::Abandoned)
+}
