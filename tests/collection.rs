@@ -164,7 +164,7 @@ fn images_trees_and_archives_of_all_programs_are_files_and_directories() {
         Mounted::by_command(&mut ground.command(format!("{}/", ground.index.display()), &["-s", &store]), &ground.mnt)
             .unwrap();
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    assert!(table.contains(&format!(" - fuse.caifs {}/ ", ground.index.display())), "with the slash as it was given");
+    assert!(table.contains(&format!(" - fuse.caifs {} ", ground.index.display())), "as mount(8) looks for it");
     assert_eq!(
         ground.names(""),
         ["archive", "casync", "desync", "desync-tree", "empty", "link", "ours.caibx", "ours.caidx", "sub"]
@@ -395,7 +395,7 @@ fn what_cannot_work_is_refused() {
     };
     let hash = "0".repeat(64);
     refused(&ground.index, &["-o", &format!("index-sha256={hash}")], "index-sha256 is for one index");
-    refused(&ground.index, &["-o", "backing=/tmp/x"], "backing=FILE is for one image");
+    refused(&ground.index, &["-o", "backing=/tmp/x"], "backing is for one image");
     refused(Path::new("/nonexistent/"), &[], "No such file");
     refused(Path::new("ssh://h/indexes/"), &[], "cannot be listed (use sftp://");
     refused(Path::new("oci+http://127.0.0.1:1/x/"), &[], "no index or archive");

@@ -102,6 +102,8 @@ pub(super) fn mount(
             true => std::mem::forget(manager.reloading()),
             false => manager.ready(),
         });
+        let (held, place) = (Arc::clone(&confinement), location.clone());
+        let admits = Box::new(move |config: &MountConfig| held.admits(&place, config));
         let fresh = Fresh {
             source: &request.source,
             control_dir: request.service.control_dir.as_deref(),
@@ -109,6 +111,7 @@ pub(super) fn mount(
             live: &live,
             requests: session.requests(),
             again,
+            admits,
             around,
         };
         let service = confined(&confinement, Role::Control, || service::start(fresh, beside));

@@ -14,7 +14,7 @@ use hyper::http::request::Parts;
 use tokio::sync::{mpsc, oneshot};
 
 use super::given::Again;
-use crate::config::ServiceConfig;
+use crate::config::{MountConfig, ServiceConfig};
 use crate::fuse::requests::Requests;
 use crate::fuse::trace::Trace;
 use crate::mount::control::{self, MountedAt, Served, metrics, survey::Survey};
@@ -63,6 +63,9 @@ impl Beside {
     }
 }
 
+/// Says of settings whether this process can be held to them, or why not.
+pub type Admits = Box<dyn Fn(&MountConfig) -> Result<(), String> + Send + Sync>;
+
 /// A mount that is about to be served.
 pub struct Fresh<'a> {
     /// As it was given.
@@ -77,6 +80,8 @@ pub struct Fresh<'a> {
     pub requests: &'a Arc<Requests>,
     /// How its settings are read again.
     pub again: Again,
+    /// Whether this process can do what other settings ask for.
+    pub admits: Admits,
     /// Called around that.
     pub around: AroundReload,
 }
@@ -91,11 +96,14 @@ pub struct Service {
 
 /// Starts what stands beside a mount. What cannot be started is done without: the mount is worth more.
 pub fn start(fresh: Fresh<'_>, beside: Beside) -> Service {
-    let Fresh { source, control_dir, at, live, requests, again, around } = fresh;
+    let Fresh { source, control_dir, at, live, requests, again, admits, around } = fresh;
     if let Some(trace) = &beside.trace {
         requests.set_trace(Arc::clone(trace));
     }
-    let read = Box::new(move |over: &[_]| again.read(over).map_err(|error| format!("{error:#}")));
+    let read = Box::new(move |over: &[_]| {
+        let config = again.read(over).map_err(|error| format!("{error:#}"))?;
+        admits(&config).map(|()| config)
+    });
     let reloader = Arc::new(Reloader::new(Arc::clone(live), Arc::clone(requests), read, around));
     let served = Arc::new(Served {
         source: shown_source(source),

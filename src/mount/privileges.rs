@@ -22,7 +22,7 @@ use super::control::paths::prepare as prepare_control;
 use super::sandbox::{Sandbox, SandboxPlan};
 use super::service::Service;
 use crate::config::MountConfig;
-use crate::store::location::Location;
+use crate::store::location::{FileLocation, Location};
 
 /// What the threads keep that mount, unmount, and open a log file again.
 const OF_MOUNTING: &[Capability] =
@@ -52,6 +52,8 @@ pub enum Role {
 pub struct Confinement {
     mounts_as_root: bool,
     sandbox: Option<Sandbox>,
+    /// What the sandbox lets threads open.
+    plan: SandboxPlan,
     /// The capabilities that workers keep; `None` for all that they have.
     worker_caps: Option<CapsHashSet>,
     session_caps: Option<CapsHashSet>,
@@ -72,6 +74,7 @@ impl Confinement {
             return Ok(Self {
                 mounts_as_root,
                 sandbox: None,
+                plan: SandboxPlan::default(),
                 worker_caps: None,
                 session_caps: None,
                 control_caps: None,
@@ -124,6 +127,7 @@ impl Confinement {
         let confinement = Self {
             mounts_as_root,
             sandbox,
+            plan,
             worker_caps: Some(worker_caps),
             session_caps: Some(session_caps),
             control_caps: Some(control_caps),
@@ -163,6 +167,22 @@ impl Confinement {
     /// Whether threads are held to a sandbox.
     pub fn is_sandboxed(&self) -> bool {
         self.sandbox.is_some()
+    }
+
+    /// Whether workers can open what a mount of `location` would need with other settings.
+    ///
+    /// # Errors
+    /// What they cannot, and what can be done, in one line.
+    pub fn admits(&self, location: &FileLocation, config: &MountConfig) -> Result<(), String> {
+        if !self.is_sandboxed() {
+            return Ok(());
+        }
+        let mut wanted = SandboxPlan::default();
+        wanted.add_mount(location, config);
+        self.plan.covers(&wanted).map_err(|path| {
+            let path = path.display();
+            format!("{path} is out of reach of the sandbox that this mount was made with (unmount and mount again, or mount with sandbox=no)")
+        })
     }
 
     /// Fails if a thread could not be shut in.

@@ -60,6 +60,9 @@ const PROGRAMS: &[&str] = &["/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin",
 /// Where an index that is no local file is laid down without a cache (see `blob::source`).
 const SPOOL_DIR: &str = "/var/tmp";
 
+/// Files of a directory of indexes that are looked at, for those that are symlinks.
+const MAX_LOOKED_AT: usize = 100_000;
+
 /// What may be opened; a directory stands for all below it. What does not exist is left out.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SandboxPlan {
@@ -103,7 +106,11 @@ impl SandboxPlan {
         }
         match location {
             // Its directory, for whoever finds profiles and signatures beside it, or another version in its place.
-            FileLocation::Local(path) => self.read.push(if path.is_dir() { path.clone() } else { directory_of(path) }),
+            FileLocation::Local(path) if path.is_dir() => {
+                self.read.push(path.clone());
+                self.add_targets(path, &mut { MAX_LOOKED_AT });
+            }
+            FileLocation::Local(path) => self.read.push(directory_of(path)),
             FileLocation::Remote { directory, directory_text, .. } => {
                 let specs = sources.settings.resolve(directory_text).unwrap_or_default();
                 self.add_location(directory, specs.first().map(|spec| &spec.options));
@@ -118,6 +125,51 @@ impl SandboxPlan {
         let written = ahead.record.iter().chain(&config.service.access_trace).map(|path| directory_of(path));
         self.write.extend(written);
         self.write.extend(keep.backing.iter().filter(|file| *file != "auto").map(|file| directory_of(Path::new(file))));
+    }
+
+    /// Where the symlinks below a directory of indexes lead, as they are now.
+    fn add_targets(&mut self, dir: &Path, n_left: &mut usize) {
+        let Ok(entries) = std::fs::read_dir(dir) else { return };
+        for entry in entries.flatten() {
+            if *n_left == 0 {
+                return;
+            }
+            *n_left -= 1;
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => self.add_targets(&entry.path(), n_left),
+                Ok(kind) if kind.is_symlink() => {
+                    if let Ok(target) = entry.path().canonicalize() {
+                        // The directory of a file, so that another version may take its place.
+                        self.read.push(if target.is_dir() { target } else { directory_of(&target) });
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether threads that are held to this plan can open all that another one names.
+    ///
+    /// # Errors
+    /// The first path that they cannot.
+    pub fn covers(&self, wanted: &Self) -> Result<(), PathBuf> {
+        let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
+        let is_below = |held: &[&Vec<PathBuf>], path: &PathBuf| {
+            let path = real(path);
+            held.iter().any(|held| held.iter().any(|held| path.starts_with(real(held))))
+        };
+        let lists: [(&Vec<PathBuf>, &[&Vec<PathBuf>]); 3] = [
+            (&wanted.read, &[&self.read, &self.write, &self.exec]),
+            (&wanted.write, &[&self.write]),
+            (&wanted.exec, &[&self.exec]),
+        ];
+        for (wanted, held) in lists {
+            // What is not there cannot be opened by anybody.
+            if let Some(path) = wanted.iter().find(|path| path.exists() && !is_below(held, path)) {
+                return Err(path.clone());
+            }
+        }
+        Ok(())
     }
 
     fn add_store(&mut self, text: &str, config: &MountConfig, usage: Use) {
@@ -141,6 +193,10 @@ impl SandboxPlan {
     fn add_location(&mut self, location: &Location, options: Option<&StoreOptions>) {
         if let Location::Local(path) = location {
             self.read.push(path.clone());
+            if let Some(parent) = path.parent().filter(|parent| parent.components().count() > 2) {
+                // So that a store that is made anew, or moved into its place, can be read.
+                self.read.push(parent.to_owned());
+            }
         }
         let Some(options) = options else { return };
         let (http, ssh) = (&options.http, &options.ssh);
@@ -314,6 +370,29 @@ mod tests {
     }
 
     #[test]
+    fn a_plan_covers_what_lies_below_its_paths() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["a/b", "c"] {
+            fs::create_dir_all(path(name)).unwrap();
+        }
+        std::os::unix::fs::symlink(path("c"), path("a/link")).unwrap();
+        let plan = SandboxPlan { read: vec![path("a")], ..SandboxPlan::default() };
+        let read = |name: &str| SandboxPlan { read: vec![path(name)], ..SandboxPlan::default() };
+        let write = SandboxPlan { write: vec![path("a/b")], ..SandboxPlan::default() };
+        assert_eq!(plan.covers(&read("a/b")), Ok(()));
+        assert_eq!(plan.covers(&read("missing")), Ok(()));
+        assert_eq!(plan.covers(&read("c")), Err(path("c")));
+        assert_eq!(plan.covers(&read("a/link")), Err(path("a/link")), "what counts is where it leads");
+        assert_eq!(plan.covers(&write), Err(path("a/b")));
+        assert_eq!(write.covers(&read("a/b")), Ok(()));
+
+        let mut of_directory = SandboxPlan::default();
+        of_directory.add_mount(&FileLocation::Local(path("a")), &MountConfig::default());
+        assert_eq!(of_directory.covers(&read("c")), Ok(()), "links that are there are followed");
+    }
+
+    #[test]
     fn programs_run_where_they_are_planned() {
         if !can() {
             return;
@@ -335,7 +414,7 @@ mod tests {
         let mut config = MountConfig::default();
         let mut plan = SandboxPlan::default();
         plan.add_mount(&location, &config);
-        assert_eq!(plan.read, [PathBuf::from("/srv/idx/default.castr"), "/srv/idx".into()]);
+        assert_eq!(plan.read, [PathBuf::from("/srv/idx/default.castr"), "/srv/idx".into(), "/srv/idx".into()]);
         assert!(plan.write.is_empty() && plan.exec.is_empty());
 
         config.sources.stores = vec!["/srv/a|https://h/x".into(), "ssh://h/x".into()];

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -11,8 +12,10 @@ use nix::unistd::Pid;
 
 use super::ground::{Ground, is_idle};
 use crate::mount::can_mount;
+use crate::support::is_root;
 use crate::support::mounted::{Mounted, is_mountpoint};
 use crate::support::run::run;
+use crate::support::scratch::Scratch;
 use crate::support::scripted::{Scripted, answer};
 
 #[test]
@@ -86,12 +89,12 @@ fn reload_changes_credentials_stores_and_limits_under_load_without_an_error() {
         configure("memory = \"32M\"\nio-timeout = \"21s\"\nuid = 7");
         let said = reload().ok().text();
         assert_eq!(said, "changed  memory: 16M -> 32M\nnot now  uid: default -> 7 (unmount and mount again)\n");
-        assert_eq!(ground.status()["tiers"][0]["limit_bytes"], 16 << 20);
+        assert_eq!(ground.status()["tiers"][0]["limit_bytes"], 13 << 20);
         fs::write(&config, "[mount]\nmemory = \"64M\"\nio-timeot = \"9s\"\n").unwrap();
         let wrong = reload().fails();
         let line = wrong.error_line();
         assert!(line.contains("nothing is changed: ") && line.contains("unknown key \"io-timeot\""), "{line}");
-        assert_eq!(ground.status()["tiers"][0]["limit_bytes"], 16 << 20);
+        assert_eq!(ground.status()["tiers"][0]["limit_bytes"], 13 << 20);
         // What was not there when it was mounted: a second store; told by signal.
         fs::write(
             &config,
@@ -102,7 +105,7 @@ fn reload_changes_credentials_stores_and_limits_under_load_without_an_error() {
         )
         .unwrap();
         kill(Pid::from_raw(mounted.pids()[0]), Signal::SIGHUP).unwrap();
-        ground.until_status("the signal is heard", |status| status["tiers"][0]["limit_bytes"] == 10 << 20);
+        ground.until_status("the signal is heard", |status| status["tiers"][0]["limit_bytes"] == 8_519_680);
         progress("readers go on after the signal");
         is_over.store(true, Ordering::SeqCst);
         for reader in readers {
@@ -152,6 +155,36 @@ fn reload_all_reaches_every_mount_and_stores_in_a_file_are_read_again() {
         wrong.stderr
     );
     assert!(first.end() && other.end());
+}
+
+#[test]
+fn a_store_out_of_the_sandbox_is_refused_and_nothing_changes() {
+    if !can_mount() || !is_root() {
+        return;
+    }
+    let (ground, elsewhere) = (Ground::new(3_000_000), Scratch::new());
+    let far = elsewhere.join("st");
+    run(Command::new("cp").arg("-r").arg(&ground.store).arg(&far)).ok();
+    let stores = ground.scratch.join("stores.json");
+    fs::write(&stores, format!("{{\"stores\": [{:?}]}}", ground.store)).unwrap();
+    let mount = |sandbox: &str| {
+        let mut mount = ground.caifs(&["mount", "--store-file"]);
+        mount.arg(&stores).args(["-o", sandbox]).arg(&ground.index).arg(&ground.mnt);
+        Mounted::by_command(&mut mount, &ground.mnt).unwrap()
+    };
+    let mounted = mount("sandbox=yes");
+    fs::write(&stores, format!("{{\"stores\": [{far:?}]}}")).unwrap();
+    let refused = run(ground.caifs(&["reload"]).arg(&ground.mnt)).fails();
+    let line = refused.error_line();
+    assert!(line.contains("nothing is changed: ") && line.contains("out of reach of the sandbox"), "{line}");
+    assert!(fs::read(ground.image()).unwrap() == ground.blob);
+    assert!(mounted.end());
+    fs::write(&stores, format!("{{\"stores\": [{:?}]}}", ground.store)).unwrap();
+    let mounted = mount("sandbox=no");
+    fs::write(&stores, format!("{{\"stores\": [{far:?}]}}")).unwrap();
+    run(ground.caifs(&["reload"]).arg(&ground.mnt)).ok();
+    assert!(fs::read(ground.image()).unwrap() == ground.blob);
+    assert!(mounted.end());
 }
 
 #[test]

@@ -77,6 +77,8 @@ impl Scripted {
                     break;
                 }
                 let shared = Arc::clone(&of_acceptor);
+                // Those that have ended keep their stacks until somebody lets go of them.
+                threads.retain(|thread: &JoinHandle<()>| !thread.is_finished());
                 threads.push(thread::spawn(move || shared.serve(stream)));
             }
             for thread in threads {

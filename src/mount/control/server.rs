@@ -37,7 +37,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Server {
     stop: UnixStream,
     thread: Option<JoinHandle<()>>,
-    socket: Socket,
+    path: PathBuf,
 }
 
 /// The file of a socket. It is removed only if it is still ours: a service that takes a mount over makes its own.
@@ -78,18 +78,20 @@ impl Server {
             Ok(listener)
         })?;
         let metadata = std::fs::symlink_metadata(&path)?;
-        let socket = Socket { path, dev: metadata.dev(), ino: metadata.ino() };
+        let socket = Socket { path: path.clone(), dev: metadata.dev(), ino: metadata.ino() };
         listener.set_nonblocking(true)?;
         let (stop, stopped) = UnixStream::pair()?;
         let thread = std::thread::Builder::new().name("caifs-control".into()).spawn(move || {
+            // Removed by this thread: whoever ends the service may be shut in where the socket is out of reach.
+            let _socket = socket;
             accept(&listener, &stopped, &served);
         })?;
-        Ok(Self { stop, thread: Some(thread), socket })
+        Ok(Self { stop, thread: Some(thread), path })
     }
 
     /// Where it listens.
     pub fn path(&self) -> &std::path::Path {
-        &self.socket.path
+        &self.path
     }
 }
 
