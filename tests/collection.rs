@@ -383,6 +383,33 @@ fn a_closed_tree_stays_closed_for_other_users() {
 }
 
 #[test]
+fn trees_answer_from_the_metadata_tables_beside_their_indexes() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    for i in 0..2000 {
+        fs::write(ground.tree.join(format!("dir/one of many files {i}")), noise(20 + i)).unwrap();
+    }
+    let mut tar = caifs();
+    tar.args(["tar", "-i", "--metadata-table", "-s"]).arg(&ground.store).arg(ground.index.join("t.caidx"));
+    run(tar.arg(&ground.tree)).ok();
+    assert!(ground.index.join("t.caidx.table").exists());
+    let n_fetches = |option: &str| {
+        let mounted = ground.mount(&["-o", option]);
+        let found =
+            run(Command::new("find").current_dir(ground.mnt.join("t")).args([".", "-printf", "%p %m %s %T@\\n"]));
+        let shown = found.ok().text();
+        let n = crate::mount::n_fetches(&ground.mnt);
+        assert!(mounted.end());
+        (shown, n)
+    };
+    let (with, without) = (n_fetches("metadata-table=yes"), n_fetches("metadata-table=no"));
+    assert!(with.0 == without.0, "the same tree");
+    assert!(with.1 <= 2 && without.1 > with.1 + 2, "{} fetches with, {} without", with.1, without.1);
+}
+
+#[test]
 fn what_cannot_work_is_refused() {
     if !can_mount() {
         return;

@@ -13,6 +13,7 @@ use crate::mount::{can_mount, contents};
 use crate::service::ground::{Ground, OTHER, held_back, open_to_all};
 use crate::support::mounted::{Mounted, is_mountpoint};
 use crate::support::run::{Finished, command, run};
+use crate::support::scratch::Scratch;
 use crate::support::servers::sshd::Sshd;
 
 /// Nothing in these tests takes as long; what does hangs.
@@ -204,7 +205,8 @@ fn a_mount_of_root_is_held_to_its_store_and_cache() {
     let ground = Ground::new();
     let cache = ground.scratch.join("cache");
     // A store whose chunks are links: what they lead to lies outside of it.
-    let (linked, outside) = (ground.scratch.dir("linked"), ground.scratch.dir("outside"));
+    let elsewhere = Scratch::new();
+    let (linked, outside) = (ground.scratch.dir("linked"), elsewhere.dir("outside"));
     for entry in fs::read_dir(&ground.store).unwrap().map(|entry| entry.unwrap()) {
         fs::rename(entry.path(), outside.join(entry.file_name())).unwrap();
         symlink(outside.join(entry.file_name()), linked.join(entry.file_name())).unwrap();

@@ -64,7 +64,7 @@ pub fn mount(spec: &Path, store: Option<&Path>, mountpoint: &Path) -> Mounted {
 }
 
 /// Chunks fetched so far, as the mount itself counts them.
-fn n_fetches(mountpoint: &Path) -> u64 {
+pub fn n_fetches(mountpoint: &Path) -> u64 {
     let value = xattr::get(mountpoint, "user.caifs.fetches").unwrap().unwrap();
     String::from_utf8(value).unwrap().parse().unwrap()
 }

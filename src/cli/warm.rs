@@ -19,8 +19,10 @@ use crate::config::units::parse_size;
 use crate::config::{AheadConfig, MountConfig};
 use crate::report::Report;
 use crate::store::location::FileLocation;
+use crate::tree::table::build::Pace as TablePace;
 use crate::volume::Part;
-use crate::volume::open::{SpecKind, open_blob};
+use crate::volume::open::{Opened, SpecKind, open_blob};
+use crate::volume::table::{self, Made};
 use crate::volume::warm::{self, ByteRange, Tally, Warming, Wish, work};
 
 /// How often the progress is shown.
@@ -50,7 +52,7 @@ pub struct WarmArgs {
 }
 
 pub fn run(args: &WarmArgs) -> Result<()> {
-    let wishes = wishes(args)?;
+    let mut wishes = wishes(args)?;
     let pace = match &args.rate {
         None => None,
         Some(rate) => match parse_size(rate).filter(|rate| *rate > 0) {
@@ -73,8 +75,22 @@ pub fn run(args: &WarmArgs) -> Result<()> {
         _ => {}
     }
     warm::check(&opened.blob).with_context(|| name.clone())?;
-    let part = Part { path: Vec::new(), location, kind: opened.kind, blob: opened.blob, tree: None };
     let (warming, tally) = (Warming { pace, ..Warming::default() }, Tally::default());
+    if args.metadata && opened.tables.can_keep() {
+        // On its way it reads all metadata, and what it leaves behind answers for all of it.
+        let of_table = Opened { blob: opened.blob.for_purpose(warming.purpose(true)), ..opened.clone() };
+        let going_on: TablePace = Box::new(|_| Box::pin(std::future::ready(true)));
+        let (Made::Kept { n_nodes } | Made::New { n_nodes }) =
+            runtime.block_on(table::make(&of_table, &memory_plan(), going_on))?;
+        let (n_bytes, n_requests) = (report.fetched_bytes.get(), report.n_fetches.get());
+        let what = format!("all metadata, in a table of {n_nodes} files");
+        writeln!(io::stdout(), "{name}: {what}: {n_bytes} bytes fetched in {n_requests} requests")?;
+        wishes.retain(|wish| !matches!(wish, Wish::Metadata));
+        if wishes.is_empty() {
+            return Ok(());
+        }
+    }
+    let part = Part { path: Vec::new(), location, kind: opened.kind, blob: opened.blob, tree: None };
     let ranges = runtime.block_on(showing_progress(&tally, warm::warm(&part, &wishes, &warming, &tally)))?;
     let (n_bytes, n_requests) = (report.fetched_bytes.get(), report.n_fetches.get());
     let (n_fetched, n_present, n_failed) = (tally.n_fetched.get(), tally.n_present.get(), tally.n_failed.get());

@@ -13,6 +13,7 @@ use super::backing;
 use super::collection;
 use super::image::{ImageConfig, ImageVolume};
 use super::sources::Sources;
+use super::table::background::Walks;
 use super::table::{self, TablePlaces};
 use super::tree::TreeVolume;
 use super::trust::refuse_plain_archive;
@@ -127,7 +128,7 @@ impl MemoryPlan {
 }
 
 /// A byte stream and what is known of it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Opened {
     /// What the file is.
     pub kind: SpecKind,
@@ -286,7 +287,7 @@ pub async fn open_volume(
     }
     let (tables, mtime) = (opened.tables.clone(), opened.mtime);
     let tree = Arc::new(open_tree(opened, &plan).await?);
-    table::background::start(&tree, tables, mtime, &plan);
+    table::background::start(&tree, tables, mtime, &Walks::new(&plan));
     live.add(part(Some(Arc::clone(&tree))));
     let volume = TreeVolume::new(tree, show, source, Arc::clone(report));
     if (volume.root_kind() == super::FileKind::Directory) == on_file {

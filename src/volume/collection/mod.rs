@@ -35,6 +35,7 @@ use self::part::{OpenParts, Part};
 use self::watch::Watch;
 use super::open::{MemoryPlan, OpenError};
 use super::sources::Sources;
+use super::table::background::Walks;
 use super::{Live, LiveVolume, Show};
 use crate::blob::replies::Replies;
 use crate::config::MountConfig;
@@ -64,6 +65,8 @@ struct Shared {
     sources: Mutex<Arc<Sources>>,
     replies: Arc<Replies>,
     trees: Arc<TreeRoom>,
+    /// Metadata tables are made one after the other.
+    walks: Walks,
     show: Show,
     keep_suffix: bool,
     /// How old a listing may be; `None` for any age.
@@ -118,6 +121,7 @@ pub async fn open(
         sources: Mutex::new(Arc::new(sources)),
         replies: Arc::new(Replies::new(plan.reply_bytes)),
         trees: Arc::new(TreeRoom::new(plan.tree)),
+        walks: Walks::new(&plan),
         show: Show::new(&config.show),
         keep_suffix: config.show.keep_suffix,
         max_age: Some(poll_interval).filter(|interval| !interval.is_zero()),

@@ -15,6 +15,7 @@ use crate::blob::source::IndexBytes;
 use crate::tree::{ROOT_INO, Tree};
 use crate::volume::image::{ImageConfig, ImageVolume};
 use crate::volume::open::{SpecKind, open_with};
+use crate::volume::table;
 use crate::volume::tree::TreeVolume;
 use crate::volume::{
     Answer, Attr, DirEntry, FOREVER, FileKind, Listing, Part as LivePart, Volume, VolumeError, VolumeStat, own_xattr,
@@ -234,7 +235,8 @@ impl Shared {
             let message = format!("{} was removed or replaced", part.location);
             return Err(VolumeError::Stale { message });
         }
-        let opened = opened.map_err(|error| unopened(&error))?;
+        let mut opened = opened.map_err(|error| unopened(&error))?;
+        opened.tables.obey(&self.live.config().keep);
         let (source, report) = (part.location.to_string(), Arc::clone(&self.report));
         let index_bytes = match &opened.blob {
             Blob::Chunked(blob) => match blob.index().source() {
@@ -243,7 +245,7 @@ impl Shared {
             },
             Blob::File(_) | Blob::Remote(_) => 0,
         };
-        let (kind, blob) = (opened.kind, opened.blob);
+        let (kind, blob, tables) = (opened.kind, opened.blob, opened.tables);
         let (volume, tree): (Arc<dyn Volume>, _) = match kind {
             SpecKind::BlobIndex => {
                 let (show, mtime) = (self.show, part.mtime());
@@ -253,6 +255,8 @@ impl Shared {
             SpecKind::ArchiveIndex | SpecKind::Archive => {
                 let tree = Tree::open_in(blob.clone(), Arc::clone(&self.trees)).await;
                 let tree = Arc::new(tree.map_err(VolumeError::from)?);
+                table::attach_at_hand(&tree, &tables, part.mtime()).await;
+                table::background::start(&tree, tables, part.mtime(), &self.walks);
                 (Arc::new(TreeVolume::new(Arc::clone(&tree), self.show, source, report)), Some(tree))
             }
         };

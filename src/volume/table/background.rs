@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use tokio::sync::Semaphore;
 
 use super::spool::Spool;
 use super::{Beside, LOOK_AGAIN, Origin, TablePlaces, attach, attach_found, blocking, key_of, make_into};
@@ -50,12 +51,27 @@ const PIECES_AT_ONCE: usize = 4;
 /// Kept in memory of a table that is gone through.
 const CHECK_BYTES: usize = 1 << 20;
 
+/// What the trees of a mount share: one walk at a time, within the memory that the plan has for one.
+#[derive(Debug, Clone)]
+pub struct Walks {
+    config: TreeConfig,
+    turn: Arc<Semaphore>,
+}
+
+impl Walks {
+    /// For all trees of a mount.
+    pub fn new(plan: &MemoryPlan) -> Self {
+        Self { config: plan.build, turn: Arc::new(Semaphore::new(1)) }
+    }
+}
+
 /// Starts looking for a table for a tree that is served, or making one. Ends with the tree.
-pub fn start(tree: &Arc<Tree>, places: TablePlaces, mtime: SystemTime, plan: &MemoryPlan) {
+pub fn start(tree: &Arc<Tree>, places: TablePlaces, mtime: SystemTime, walks: &Walks) {
     if places.is_nowhere() || !tree.root().is_directory() {
         return;
     }
-    let service = Service { tree: Arc::downgrade(tree), blob: tree.blob().clone(), places, mtime, config: plan.build };
+    let Walks { config, turn } = walks.clone();
+    let service = Service { tree: Arc::downgrade(tree), blob: tree.blob().clone(), places, mtime, config, turn };
     tokio::spawn(service.run());
 }
 
@@ -66,6 +82,7 @@ struct Service {
     places: TablePlaces,
     mtime: SystemTime,
     config: TreeConfig,
+    turn: Arc<Semaphore>,
 }
 
 impl Service {
@@ -187,6 +204,7 @@ impl Service {
         if self.places.is_offline || self.places.disk.is_none() && !self.places.is_wanted {
             return false;
         }
+        let Ok(_turn) = self.turn.acquire().await else { return false };
         self.say(TableState::Building { n_nodes: 0 });
         if !self.wait_for_quiet(QUIET_BEFORE, LONGEST_BEFORE).await {
             return true;

@@ -138,6 +138,11 @@ impl TablePlaces {
         self.is_patient = true;
     }
 
+    /// Whether there is a cache that keeps a table that is made.
+    pub fn can_keep(&self) -> bool {
+        self.disk.is_some()
+    }
+
     fn is_nowhere(&self) -> bool {
         self.disk.is_none() && matches!(self.beside, Beside::Nowhere) && !self.is_wanted
     }
