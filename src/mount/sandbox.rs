@@ -15,6 +15,7 @@ use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr,
     RulesetStatus, path_beneath_rules,
 };
+use nix::unistd::{Uid, User, geteuid};
 
 use crate::config::MountConfig;
 use crate::store::StoreOptions;
@@ -113,7 +114,7 @@ impl SandboxPlan {
             FileLocation::Local(path) => self.read.push(directory_of(path)),
             FileLocation::Remote { directory, directory_text, .. } => {
                 let specs = sources.settings.resolve(directory_text).unwrap_or_default();
-                self.add_location(directory, specs.first().map(|spec| &spec.options));
+                self.add_location(directory, specs.first().map(|spec| &spec.options), config);
                 if sources.cache.is_none() {
                     self.write.push(SPOOL_DIR.into());
                 }
@@ -185,12 +186,12 @@ impl SandboxPlan {
         for spec in specs {
             match (&spec.location, usage) {
                 (Location::Local(path), Use::Write) => self.write.push(path.clone()),
-                (location, _) => self.add_location(location, Some(&spec.options)),
+                (location, _) => self.add_location(location, Some(&spec.options), config),
             }
         }
     }
 
-    fn add_location(&mut self, location: &Location, options: Option<&StoreOptions>) {
+    fn add_location(&mut self, location: &Location, options: Option<&StoreOptions>, config: &MountConfig) {
         if let Location::Local(path) = location {
             self.read.push(path.clone());
             if let Some(parent) = path.parent().filter(|parent| parent.components().count() > 2) {
@@ -206,16 +207,15 @@ impl SandboxPlan {
         self.read
             .extend(options.s3.more.iter().map(|(_, value)| PathBuf::from(value)).filter(|path| path.is_absolute()));
         self.read.extend(options.oci.docker_config.iter().cloned());
-        let of_home = ssh.home.iter().map(|home| home.join(".ssh"));
         match location {
             Location::Sftp(_) => {
                 self.read.extend(ssh.identity_files.iter().chain(&ssh.known_hosts).chain(&ssh.agent_socket).cloned());
-                self.read.extend(of_home);
+                self.read.extend(ssh.home.iter().map(|home| home.join(".ssh")));
             }
             Location::Ssh(_) => {
                 self.exec.extend(PROGRAMS.iter().map(PathBuf::from));
                 // Host keys are learnt, and connections shared, by files there.
-                self.write.extend(of_home);
+                self.write.extend(ssh.home.iter().cloned().chain(home_of_user(config)).map(|home| home.join(".ssh")));
                 if ssh.program != "ssh" {
                     // What a program of the user's own choice reads and starts cannot be known.
                     self.read.push("/".into());
@@ -232,6 +232,18 @@ impl SandboxPlan {
 enum Use {
     Read,
     Write,
+}
+
+/// Where the user lives that the process is going to be: ssh(1) looks there, whatever the environment says.
+fn home_of_user(config: &MountConfig) -> Option<PathBuf> {
+    let user = match &config.service.setuid {
+        None => User::from_uid(geteuid()),
+        Some(text) => match text.parse() {
+            Ok(uid) => User::from_uid(Uid::from_raw(uid)),
+            Err(_) => User::from_name(text),
+        },
+    };
+    user.ok().flatten().map(|user| user.dir)
 }
 
 fn directory_of(path: &Path) -> PathBuf {
