@@ -201,7 +201,9 @@ impl ChunkedBlob {
                 if n_bytes > max_bytes && !items.is_empty() {
                     break;
                 }
-                shared.touched.mark(item.start, item.end - item.start);
+                if !self.cache.is_background() {
+                    shared.touched.mark(item.start, item.end - item.start);
+                }
                 items.push(item);
             }
             n_offsets += 1;

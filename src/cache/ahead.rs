@@ -48,8 +48,8 @@ const NEXT_FILE_BYTES: u64 = 64 << 10;
 /// What may be read ahead.
 #[derive(Debug)]
 pub struct AheadBudget {
-    max_bytes: u64,
-    max_window_bytes: u64,
+    max_bytes: AtomicU64,
+    max_window_bytes: AtomicU64,
     used_bytes: AtomicU64,
     report: Arc<Report>,
 }
@@ -57,30 +57,44 @@ pub struct AheadBudget {
 impl AheadBudget {
     /// A budget of so many bytes for all readers, and so many for one; `None` for a quarter of the whole. Zero reads nothing ahead.
     pub fn new(max_bytes: u64, max_window_bytes: Option<u64>, report: Arc<Report>) -> Self {
+        let budget = Self {
+            max_bytes: AtomicU64::new(0),
+            max_window_bytes: AtomicU64::new(0),
+            used_bytes: AtomicU64::new(0),
+            report,
+        };
+        budget.set(max_bytes, max_window_bytes);
+        budget
+    }
+
+    /// Another budget from now on.
+    pub fn set(&self, max_bytes: u64, max_window_bytes: Option<u64>) {
         let max_window_bytes = max_window_bytes.unwrap_or(max_bytes / 4).min(max_bytes);
-        Self { max_bytes, max_window_bytes, used_bytes: AtomicU64::new(0), report }
+        self.max_bytes.store(max_bytes, Ordering::Relaxed);
+        self.max_window_bytes.store(max_window_bytes, Ordering::Relaxed);
     }
 
     /// What may be ahead of all readers, in bytes.
     pub fn max_bytes(&self) -> u64 {
-        self.max_bytes
+        self.max_bytes.load(Ordering::Relaxed)
     }
 
     /// Whether there is anything to be read ahead.
     pub fn is_empty(&self) -> bool {
-        self.max_window_bytes == 0
+        self.max_window_bytes.load(Ordering::Relaxed) == 0
     }
 
     /// What one of the readers that there are may have.
     fn share(&self) -> u64 {
-        (self.max_bytes / self.report.ahead_windows.get().max(1)).min(self.max_window_bytes)
+        let max_window_bytes = self.max_window_bytes.load(Ordering::Relaxed);
+        (self.max_bytes() / self.report.ahead_windows.get().max(1)).min(max_window_bytes)
     }
 
     /// Takes as many bytes as there are, up to `wanted`.
     fn take(&self, wanted: u64) -> u64 {
         let mut taken = 0;
         let update = |used: u64| {
-            taken = wanted.min(self.max_bytes.saturating_sub(used));
+            taken = wanted.min(self.max_bytes().saturating_sub(used));
             Some(used + taken)
         };
         // The closure never refuses.
@@ -209,7 +223,8 @@ impl ReadAhead {
             reader.changed_at = read_end;
             report.ahead_windows.add(1);
         } else if read.has_waited && read_end.saturating_sub(reader.changed_at) >= reader.window_bytes {
-            reader.window_bytes = (2 * reader.window_bytes).min(self.budget.max_window_bytes.max(MIN_WINDOW_BYTES));
+            let max_window_bytes = self.budget.max_window_bytes.load(Ordering::Relaxed).max(MIN_WINDOW_BYTES);
+            reader.window_bytes = (2 * reader.window_bytes).min(max_window_bytes);
             reader.changed_at = read_end;
         }
         let window_bytes = reader.window_bytes.min(self.budget.share());

@@ -15,10 +15,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::MAX_REQUESTS;
+use super::budget::{Budget, Share};
 use crate::report::Report;
-
-/// Granularity of the bytes that lanes give out.
-const PERMIT_BYTES: u64 = 1024;
 
 /// Chunks that may be in flight in the background at the same time; readers have the other requests for themselves.
 const N_BACKGROUND: usize = MAX_REQUESTS / 4 * 3;
@@ -134,9 +132,7 @@ impl Pace {
 pub(super) struct Lanes {
     chunks: Arc<Semaphore>,
     warm: Arc<Semaphore>,
-    /// In units of [`PERMIT_BYTES`].
-    bytes: Arc<Semaphore>,
-    n_byte_permits: u32,
+    bytes: Arc<Budget>,
     /// Blocking threads at the same time.
     pub(super) workers: Arc<Semaphore>,
     n_waiting: AtomicUsize,
@@ -147,18 +143,20 @@ pub(super) struct Lanes {
 impl Lanes {
     /// Lanes beside readers who have an in-flight budget of so many bytes and so many workers.
     pub(super) fn new(inflight_bytes: u64, n_workers: usize, report: Arc<Report>) -> Self {
-        let n_byte_permits = u32::try_from(inflight_bytes / 2 / PERMIT_BYTES).unwrap_or(u32::MAX >> 4);
-        let n_byte_permits = n_byte_permits.clamp(1, u32::MAX >> 4);
         Self {
             chunks: Arc::new(Semaphore::new(N_BACKGROUND)),
             warm: Arc::new(Semaphore::new(N_WARM)),
-            bytes: Arc::new(Semaphore::new(n_byte_permits as usize)),
-            n_byte_permits,
+            bytes: Budget::new(background_bytes(inflight_bytes)),
             workers: Arc::new(Semaphore::new((n_workers / 2).max(1))),
             n_waiting: AtomicUsize::new(0),
             none_waits: Notify::new(),
             report,
         }
+    }
+
+    /// Readers have another in-flight budget from now on.
+    pub(super) fn set_inflight_bytes(&self, inflight_bytes: u64) {
+        self.bytes.set_limit(background_bytes(inflight_bytes));
     }
 
     /// Somebody waits from now on, until this is dropped.
@@ -189,8 +187,7 @@ impl Lanes {
             }
         }
         permits.push(acquire(&self.chunks, n_chunks.clamp(1, N_BACKGROUND as u32)).await?);
-        let n_byte_permits = u32::try_from(n_bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
-        permits.push(acquire(&self.bytes, n_byte_permits.clamp(1, self.n_byte_permits)).await?);
+        let share = self.bytes.take(n_bytes).await;
         self.report.background_chunks.add(u64::from(n_chunks));
         let into_memory = warmth.is_none_or(|warmth| warmth.into_memory);
         Some(Slot {
@@ -200,6 +197,7 @@ impl Lanes {
             into_memory,
             report: Arc::clone(&self.report),
             _permits: permits,
+            _share: share,
         })
     }
 
@@ -216,6 +214,11 @@ impl Lanes {
             }
         }
     }
+}
+
+/// The part of an in-flight budget that is for the background.
+fn background_bytes(inflight_bytes: u64) -> u64 {
+    (inflight_bytes / 2).max(1)
 }
 
 async fn acquire(semaphore: &Arc<Semaphore>, n: u32) -> Option<OwnedSemaphorePermit> {
@@ -245,6 +248,7 @@ pub(super) struct Slot {
     pub(super) into_memory: bool,
     report: Arc<Report>,
     _permits: Vec<OwnedSemaphorePermit>,
+    _share: Share,
 }
 
 impl Slot {
@@ -295,6 +299,8 @@ mod tests {
     use crate::digest::Digest;
     use crate::store::fault::{Fault, FaultStore};
     use futures_util::FutureExt;
+
+    const PERMIT_BYTES: u64 = 1024;
 
     fn warm(pace: Option<Arc<Pace>>, is_urgent: bool) -> Purpose {
         Purpose::Warm(Warmth { pace, is_urgent, into_memory: false })

@@ -115,6 +115,13 @@ impl BlockRoom {
             n_files: AtomicU64::new(0),
         }
     }
+
+    /// Room for another amount from now on.
+    pub fn configure(&self, config: &CacheConfig) {
+        self.budget.set_limit(inflight_bytes(config));
+        self.lanes.set_inflight_bytes(config.inflight_bytes);
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).resize(capacity(config));
+    }
 }
 
 /// Blocks on disk: which chunk each is, and the tier that has the chunks.

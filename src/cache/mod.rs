@@ -276,7 +276,7 @@ impl Cache {
     /// The chunk, if it is in memory and as long as the index says.
     pub fn peek(&self, want: &Want) -> Option<Chunk> {
         let chunk = self.shared.memory.get(&want.id)?;
-        if let Some(touches) = self.shared.touches.get() {
+        if let (false, Some(touches)) = (self.is_background(), self.shared.touches.get()) {
             touches.touched(want.id);
         }
         self.shared.report.n_memory_hits.add(1);
@@ -469,6 +469,7 @@ impl Cache {
     pub fn configure(&self, config: CacheConfig) {
         *self.shared.config.write().unwrap_or_else(PoisonError::into_inner) = config;
         self.shared.budget.set_limit(config.inflight_bytes);
+        self.shared.lanes.set_inflight_bytes(config.inflight_bytes);
         self.shared.report.n_evicted.add(self.shared.memory.set_capacity(config.memory_bytes));
     }
 

@@ -140,7 +140,7 @@ impl Verb {
 /// Arguments of `mount`.
 #[derive(Debug, clap::Args)]
 pub struct MountArgs {
-    /// A .caibx, .caidx or .catar file (told by its suffix, else by its content).
+    /// A .caibx, .caidx or .catar file (told by its suffix, else by its content), or a directory of them.
     #[arg(value_name = "SPEC")]
     pub spec: PathBuf,
     /// Where to mount: a directory, or a regular file for the index of a disk image.

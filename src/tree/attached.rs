@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::table::{Table, TableFault, is_same_root};
+use super::table::{KeptBlocks, Table, TableFault, is_same_root};
 use super::{Content, Node, Tree, TreeError, ino_of};
 use crate::format::catar::{ElementHeader, Kind};
 
@@ -125,9 +125,9 @@ impl Tree {
         });
     }
 
-    /// Bytes that a table may keep of its content in memory: the share of the goodbye tables, which are not read while there is one.
-    pub fn table_bytes(&self) -> usize {
-        self.room.dirs.weight().1
+    /// Where a table keeps some of its content in memory: as much as the goodbye tables have, which are not read while there is one.
+    pub fn table_blocks(&self) -> KeptBlocks {
+        self.room.blocks.clone()
     }
 
     /// For how long nobody has asked for anything.

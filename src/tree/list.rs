@@ -87,19 +87,22 @@ impl Tree {
         let start = (window_idx as u64).saturating_mul(WINDOW_CHILDREN as u64);
         let window_end = start.saturating_add(WINDOW_CHILDREN as u64);
         let key = (self.tree_id, node.entry_offset, window_idx);
-        let (window, end) = match self.room.listings.get(&key) {
-            // Nothing is listed but the directory's end.
-            Some(window) => (window, self.asked(&table, table.table.list(node.entry_offset, 0..0).await)?.1),
+        let (window, next_idx) = match self.room.listings.get(&key) {
+            // Nothing is listed; it tells where it goes on.
+            Some(window) => {
+                let listed = table.table.list(node.entry_offset, window_end..window_end).await;
+                (window, self.asked(&table, listed)?.1)
+            }
             None => {
                 let listed = table.table.list(node.entry_offset, start..window_end).await;
-                let (window, end) = self.asked(&table, listed)?;
+                let (window, next_idx) = self.asked(&table, listed)?;
                 let window = Arc::new(window);
                 self.room.listings.put(key, Arc::clone(&window), weight_bytes(&window));
-                (window, end)
+                (window, next_idx)
             }
         };
         let first = window.partition_point(|child| child.next_idx <= from_idx);
-        Some(Children { window, first, next_idx: (window_end < end).then_some(window_end) })
+        Some(Children { window, first, next_idx })
     }
 
     /// How many names a directory has, with those that name no file.

@@ -32,6 +32,7 @@ use bounded::Bounded;
 use dir::{Dir, MAX_WHOLE_TABLE_BYTES, TableSpan};
 pub use list::{Child, Children};
 pub use node::{Content, Node, ROOT_INO, ino_of};
+use table::KeptBlocks;
 
 /// Read at once for a child: its name, its ENTRY and usually all its metadata.
 const HEAD_BYTES: usize = 512;
@@ -96,6 +97,7 @@ pub struct TreeRoom {
     /// All by tree and offset of the file's ENTRY.
     nodes: Bounded<(u64, u64), Arc<Node>>,
     dirs: Bounded<(u64, u64), Arc<Dir>>,
+    blocks: KeptBlocks,
     listings: Bounded<(u64, u64, usize), Arc<Vec<Child>>>,
     listing_permits: Arc<Semaphore>,
     /// Bytes of chunks that one listing may hold.
@@ -109,6 +111,7 @@ impl TreeRoom {
         Self {
             nodes: Bounded::new(config.node_bytes),
             dirs: Bounded::new(config.table_bytes),
+            blocks: KeptBlocks::new(config.table_bytes),
             listings: Bounded::new(config.listing_bytes),
             listing_permits: Arc::new(Semaphore::new(list::MAX_LISTINGS)),
             pinned_bytes: AtomicU64::new(config.pinned_bytes / list::MAX_LISTINGS as u64),
@@ -169,6 +172,7 @@ impl Tree {
     pub fn configure(&self, config: TreeConfig) {
         self.room.nodes.set_max_bytes(config.node_bytes);
         self.room.dirs.set_max_bytes(config.table_bytes);
+        self.room.blocks.set_max_bytes(config.table_bytes);
         self.room.listings.set_max_bytes(config.listing_bytes);
         self.room.pinned_bytes.store(config.pinned_bytes / list::MAX_LISTINGS as u64, Ordering::Relaxed);
     }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 use super::live::PartObserver;
@@ -37,7 +38,10 @@ const N_RETRIES: u32 = 12;
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 
 /// The share of the memory budget that a profile may take while it is read.
-const PROFILE_SHARE: u64 = 16;
+const PROFILE_SHARE: u64 = 64;
+
+/// Profiles that are replayed at the same time; those of other parts wait.
+const MAX_REPLAYS: usize = 4;
 
 /// The background work of a volume. It ends with this value.
 #[derive(Debug)]
@@ -56,6 +60,7 @@ struct Shared {
     wishes: Vec<Wish>,
     warming: Warming,
     watch: Arc<Watch>,
+    replays: Arc<Semaphore>,
     runtime: Handle,
     tasks: Mutex<Vec<AbortHandle>>,
 }
@@ -112,6 +117,7 @@ impl Background {
             },
             config: ahead,
             watch,
+            replays: Arc::new(Semaphore::new(MAX_REPLAYS)),
             runtime: runtime.clone(),
             tasks: Mutex::default(),
         });
@@ -156,6 +162,7 @@ impl PartObserver for Shared {
             max_profile_bytes: self.max_profile_bytes,
             warming: self.warming.clone(),
             watch: Arc::clone(&self.watch),
+            replays: Arc::clone(&self.replays),
         };
         if work.profile.is_some() || !work.wishes.is_empty() {
             self.spawn(work.run());
@@ -221,14 +228,16 @@ struct PartWork {
     max_profile_bytes: u64,
     warming: Warming,
     watch: Arc<Watch>,
+    replays: Arc<Semaphore>,
 }
 
 impl PartWork {
     async fn run(mut self) {
-        if let (Some((location, is_named)), Blob::Chunked(blob)) = (self.profile.take(), self.part.blob.clone())
-            && let Some(profile) = self.read_profile(&location, is_named).await
-        {
-            self.replay(&location, profile, &blob).await;
+        if let (Some((location, is_named)), Blob::Chunked(blob)) = (self.profile.take(), self.part.blob.clone()) {
+            let _turn = self.replays.acquire().await;
+            if let Some(profile) = self.read_profile(&location, is_named).await {
+                self.replay(&location, profile, &blob).await;
+            }
         }
         if !self.wishes.is_empty() {
             self.warm().await;

@@ -96,6 +96,10 @@ impl MemoryPlan {
             plan.beside_bytes = config.memory_bytes / 16;
             plan.memory_tier_bytes -= plan.beside_bytes;
         }
+        if location.is_directory() {
+            // Some of its trees have metadata tables, whose blocks take the other half.
+            plan.tree.table_bytes /= 2;
+        }
         plan
     }
 

@@ -11,6 +11,7 @@ use super::{Live, Part};
 use crate::blob::Blob;
 use crate::cache::{CacheConfig, Tiers};
 use crate::config::MountConfig;
+use crate::store::location::FileLocation;
 use crate::store::{FileStore, Store, WriteStore};
 
 /// New settings and everything opened that they need.
@@ -48,6 +49,7 @@ impl Live {
     /// A store cannot be opened, or a secret not be read.
     pub fn prepare(&self, config: MountConfig) -> Result<Prepared, OpenError> {
         let plan = MemoryPlan::of_mount(&self.location, &config);
+        let is_divided = self.location.is_directory() && !matches!(self.location, FileLocation::Local(_));
         let mut parts = Vec::new();
         for part in self.parts() {
             let tiers = match &part.blob {
@@ -58,7 +60,10 @@ impl Live {
                 Blob::File(_) => Tiers::default(),
             };
             let timeout = fetch_timeout(config.io_timeout);
-            let sources = Sources::with_tiers(&config.sources, &plan, timeout, tiers, &self.report);
+            let mut sources = Sources::with_tiers(&config.sources, &plan, timeout, tiers, &self.report);
+            if is_divided {
+                sources.divide();
+            }
             sources.check_stores()?;
             let source = match &part.blob {
                 Blob::Chunked(_) => {
@@ -68,7 +73,11 @@ impl Live {
                 Blob::Remote(_) => NewSource::Files(sources.files_again(&part.location)?),
                 Blob::File(_) => NewSource::Unchanged,
             };
-            parts.push(Step { cache_config: sources.cache_config(), part, source });
+            let cache_config = match &part.blob {
+                Blob::Remote(_) => sources.block_config(),
+                Blob::Chunked(_) | Blob::File(_) => sources.cache_config(),
+            };
+            parts.push(Step { cache_config, part, source });
         }
         Ok(Prepared { config, plan, parts })
     }
@@ -88,6 +97,9 @@ impl Prepared {
                         keeper.replace_store(kept);
                     }
                     cache.configure(cache_config);
+                    if let Some(ahead) = cache.ahead() {
+                        ahead.set(self.plan.ahead_bytes, self.plan.window_bytes);
+                    }
                     blob.set_reply_bytes(self.plan.reply_bytes);
                     cache.disk()
                 }

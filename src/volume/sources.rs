@@ -57,12 +57,17 @@ pub enum RangeError {
     Failed(OpenError),
 }
 
+/// Why a store is not asked.
+const OFFLINE: &str = "its store is not asked (offline)";
+
 /// What content is read from. What is opened is kept, and everything that is read through it shares one set of limits.
 #[derive(Debug)]
 pub struct Sources {
     config: Arc<SourceConfig>,
     cache_config: CacheConfig,
     block_config: CacheConfig,
+    /// Chunks and blocks have a part of the memory each.
+    is_divided: bool,
     tiers: Tiers,
     room: Arc<BlockRoom>,
     ahead: Arc<AheadBudget>,
@@ -101,6 +106,7 @@ impl Sources {
             config: Arc::new(config.clone()),
             cache_config,
             block_config: cache_config,
+            is_divided: false,
             tiers,
             room: Arc::new(BlockRoom::new(&cache_config, report)),
             ahead,
@@ -180,6 +186,11 @@ impl Sources {
     /// How caches over these sources behave.
     pub(super) fn cache_config(&self) -> CacheConfig {
         self.cache_config
+    }
+
+    /// How blocks of plain archives are cached over these sources.
+    pub(super) fn block_config(&self) -> CacheConfig {
+        self.block_config
     }
 
     /// The stores that an index is read with, as they are named.
@@ -448,19 +459,24 @@ impl Sources {
         Ok((opened, options.request_timeout))
     }
 
-    /// The same with other settings of stores from now on: what keeps chunks, and all limits, stay.
-    pub fn with_stores_of(&self, config: &SourceConfig) -> Self {
-        let first = self.kept().first.clone();
-        Self {
-            config: Arc::new(config.clone()),
-            cache_config: self.cache_config,
-            block_config: self.block_config,
-            tiers: self.tiers.clone(),
-            room: Arc::clone(&self.room),
-            ahead: Arc::clone(&self.ahead),
-            report: Arc::clone(&self.report),
-            kept: Mutex::new(Kept { first, ..Kept::default() }),
+    /// The same with other settings from now on: what keeps chunks stays, with the limits that the settings say.
+    pub fn retuned(&self, config: &SourceConfig, plan: &MemoryPlan, fetch_timeout: Duration) -> Self {
+        let mut retuned = Self::with_tiers(config, plan, fetch_timeout, self.tiers.clone(), &self.report);
+        if self.is_divided {
+            retuned.divide();
         }
+        let first = self.kept().first.clone();
+        if let Some(first) = &first {
+            first.configure(retuned.cache_config);
+        }
+        self.room.configure(&retuned.block_config);
+        self.ahead.set(plan.ahead_bytes, plan.window_bytes);
+        if let Some(disk) = &self.tiers.disk {
+            let keep_free_bytes = config.cache_keep_free_bytes.unwrap_or(DEFAULT_KEEP_FREE_BYTES);
+            disk.set_limits(config.cache_size_bytes, keep_free_bytes);
+        }
+        retuned.kept = Mutex::new(Kept { first, ..Kept::default() });
+        Self { room: Arc::clone(&self.room), ahead: Arc::clone(&self.ahead), ..retuned }
     }
 
     /// Divides the memory between chunks and blocks of plain archives, for who reads both. To be asked before anything is opened.
@@ -474,6 +490,7 @@ impl Sources {
         self.cache_config.inflight_bytes -= blocks.inflight_bytes;
         self.room = Arc::new(BlockRoom::new(&blocks, &self.report));
         self.block_config = blocks;
+        self.is_divided = true;
     }
 
     /// The settings of the stores.
@@ -494,6 +511,9 @@ impl Sources {
                 looked.map_err(|error| OpenError::new(&shown, error))
             }
             FileLocation::Remote { name, .. } => {
+                if self.config.offline {
+                    return Err(OpenError::new(&shown, OFFLINE));
+                }
                 let (files, _) = self.files(location, Some(self.share()))?;
                 match tokio::time::timeout(self.cache_config.fetch_timeout, files.stat(name)).await {
                     Ok(info) => info.map_err(|error| OpenError::new(&shown, error)),
@@ -518,6 +538,9 @@ impl Sources {
         let FileLocation::Remote { name, .. } = location else {
             return Err(RangeError::Failed(OpenError::new(&shown, "it does not lie in a store")));
         };
+        if self.config.offline {
+            return Err(RangeError::Failed(OpenError::new(&shown, OFFLINE)));
+        }
         let (files, _) = self.files(location, Some(self.share())).map_err(RangeError::Failed)?;
         match tokio::time::timeout(self.cache_config.fetch_timeout, files.read_range(name, range, version)).await {
             Ok(Ok(bytes)) => Ok(bytes),

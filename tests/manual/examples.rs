@@ -31,6 +31,9 @@ use crate::support::scratch::Scratch;
 const ELSEWHERE: &[(&str, &str)] = &[
     ("cargo run -- ", ".ci/run"),
     ("cargo test", ".ci/run, this test among others"),
+    ("mount-helpers/install.sh", "tests/fstab/installed.rs"),
+    ("qemu-img create ", "tests/vm.rs"),
+    ("qemu-system-x86_64 ", "tests/vm.rs"),
     ("cargo build --release", "nobody: the same sources as the tests' build, for longer"),
 ];
 

@@ -60,7 +60,7 @@ http {
     server {
         listen 127.0.0.1:80; listen 127.0.0.1:443 ssl http2;
         ssl_certificate /world/tls/server.pem; ssl_certificate_key /world/tls/server.key;
-        root /srv/www;
+        root /srv/www; autoindex on;
         dav_methods PUT DELETE; create_full_put_path on;
         location /bucket { proxy_pass http://127.0.0.1:9000; proxy_set_header Host $http_host; proxy_request_buffering off; }
     }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use super::{BLOCK_BYTES, Blocks, capacity, inflight_bytes};
+use super::{BLOCK_BYTES, Blocks};
 use crate::cache::CacheConfig;
 use crate::cache::budget::BudgetUse;
 use crate::cache::disk::DiskTier;
@@ -69,8 +69,7 @@ impl Blocks {
     pub fn configure(&self, config: CacheConfig, files: Option<Arc<dyn FileStore>>) {
         *self.shared.files.write().unwrap_or_else(PoisonError::into_inner) = files;
         *self.shared.config.write().unwrap_or_else(PoisonError::into_inner) = config;
-        self.shared.room.budget.set_limit(inflight_bytes(&config));
-        self.shared.lock().resize(capacity(&config));
+        self.shared.room.configure(&config);
     }
 
     /// How it behaves now.

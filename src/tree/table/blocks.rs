@@ -7,6 +7,8 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
@@ -55,7 +57,27 @@ pub(super) enum Wait {
 pub(super) struct Blocks {
     file: File,
     pub(super) tail: Tail,
-    kept: Bounded<u64, Bytes>,
+    /// Its number among those that share what is kept.
+    table_id: u64,
+    kept: KeptBlocks,
+}
+
+/// Blocks of one or more tables that are kept in memory, by table and number.
+#[derive(Debug, Clone)]
+pub struct KeptBlocks {
+    blocks: Arc<Bounded<(u64, u64), Bytes>>,
+    n_tables: Arc<AtomicU64>,
+}
+
+impl KeptBlocks {
+    /// Room for so many bytes.
+    pub fn new(max_bytes: usize) -> Self {
+        Self { blocks: Arc::new(Bounded::new(max_bytes)), n_tables: Arc::default() }
+    }
+
+    pub(in crate::tree) fn set_max_bytes(&self, max_bytes: usize) {
+        self.blocks.set_max_bytes(max_bytes);
+    }
 }
 
 /// The checksum of a block: of its bytes, its number and the archive, so that no block passes for another.
@@ -70,7 +92,7 @@ pub(super) fn tail_checksum(bytes: &[u8]) -> u64 {
 
 impl Blocks {
     /// Opens a table by its first and last bytes.
-    pub(super) fn open(file: File, kept_bytes: usize) -> Result<Self, Fault> {
+    pub(super) fn open(file: File, kept: KeptBlocks) -> Result<Self, Fault> {
         let unreadable = |error: io::Error| Fault::Damaged(format!("it cannot be read: {error}"));
         let metadata = file.metadata().map_err(unreadable)?;
         let too_short = || Fault::Damaged("it is too short".to_owned());
@@ -82,7 +104,8 @@ impl Blocks {
             return Fault::damaged("it is none, or of another version");
         }
         let tail = Tail::parse(&tail, metadata.len(), tail_checksum)?;
-        Ok(Self { file, tail, kept: Bounded::new(kept_bytes) })
+        let table_id = kept.n_tables.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { file, tail, table_id, kept })
     }
 
     pub(super) fn file(&self) -> io::Result<File> {
@@ -184,7 +207,7 @@ impl Reader<'_> {
         let place = match found {
             Some(place) => place,
             None => {
-                let block = match self.blocks.kept.get(&block_idx) {
+                let block = match self.blocks.kept.blocks.get(&(self.blocks.table_id, block_idx)) {
                     Some(block) => block,
                     None => self.load(block_idx)?,
                 };
@@ -203,7 +226,7 @@ impl Reader<'_> {
     fn load(&mut self, block_idx: u64) -> Result<Bytes, Fault> {
         self.loads_left = self.loads_left.checked_sub(1).ok_or(Fault::WouldWait)?;
         let block = self.blocks.load(block_idx, self.wait)?;
-        self.blocks.kept.put(block_idx, block.clone(), block.len());
+        self.blocks.kept.blocks.put((self.blocks.table_id, block_idx), block.clone(), block.len());
         Ok(block)
     }
 }

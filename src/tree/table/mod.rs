@@ -24,6 +24,7 @@ use std::sync::Arc;
 use super::list::Child;
 use super::{Content, Node};
 use crate::format::table::{Binding, TAIL_BYTES, Tail};
+pub use blocks::KeptBlocks;
 use blocks::{Blocks, Fault, Wait};
 use view::View;
 
@@ -54,7 +55,15 @@ impl Table {
     /// # Errors
     /// It is no table, or one that was cut.
     pub fn open(file: File, kept_bytes: usize) -> Result<Self, TableFault> {
-        Ok(Self { blocks: Arc::new(Blocks::open(file, kept_bytes)?) })
+        Self::open_in(file, KeptBlocks::new(kept_bytes))
+    }
+
+    /// The same, with room that tables share.
+    ///
+    /// # Errors
+    /// Those of [`Table::open`].
+    pub fn open_in(file: File, kept: KeptBlocks) -> Result<Self, TableFault> {
+        Ok(Self { blocks: Arc::new(Blocks::open(file, kept)?) })
     }
 
     /// What archive it says it is the table of.
@@ -72,13 +81,13 @@ impl Table {
         self.blocks.tail.n_blocks()
     }
 
-    /// The same table, of which so many bytes are kept in memory.
+    /// The same table, of which as much is kept in memory as there is room.
     ///
     /// # Errors
     /// It cannot be read any more.
-    pub fn with_kept_bytes(&self, kept_bytes: usize) -> Result<Self, TableFault> {
+    pub fn with_kept(&self, kept: &KeptBlocks) -> Result<Self, TableFault> {
         let file = self.blocks.file().map_err(|error| TableFault(error.to_string()))?;
-        Self::open(file, kept_bytes)
+        Self::open_in(file, kept.clone())
     }
 
     /// The root.
@@ -111,8 +120,12 @@ impl Table {
         node.await
     }
 
-    /// The children of the directory at an offset whose places in it are in a range, and the place behind its last child.
-    pub(super) async fn list(&self, directory: u64, places: Range<u64>) -> Result<(Vec<Child>, u64), TableFault> {
+    /// The children of the directory at an offset whose places in it are in a range, and the place of the first one behind them.
+    pub(super) async fn list(
+        &self,
+        directory: u64,
+        places: Range<u64>,
+    ) -> Result<(Vec<Child>, Option<u64>), TableFault> {
         let listed = self.ask(move |view| {
             let Some(above) = view.find(directory)? else { return Fault::damaged("a directory is missing") };
             view.list(&above, places.clone())

@@ -19,6 +19,9 @@ use crate::format::catar::node::{
 use crate::format::catar::{MAX_NAME_BYTES, MAX_SYMLINK_BYTES, check_filename, name_hash};
 use crate::format::table::{Children, Extra, NameRef, Record, Tail};
 
+/// The most bytes of extended attributes in what is listed at once: records may share one set of them, and each listed file has its own.
+const MAX_LISTED_EXTRA_BYTES: usize = 128 << 20;
+
 /// Extended attributes, name and value.
 type Xattrs = Box<[(Bytes, Bytes)]>;
 
@@ -121,11 +124,9 @@ impl View<'_> {
         Ok(None)
     }
 
-    /// Children of a directory whose places in it are in a range, and the place behind the directory's last child.
-    pub(super) fn list(&mut self, above: &Found, places: Range<u64>) -> Result<(Vec<Child>, u64), Fault> {
+    /// Children of a directory whose places in it are in a range, and the place of the first one behind them.
+    pub(super) fn list(&mut self, above: &Found, places: Range<u64>) -> Result<(Vec<Child>, Option<u64>), Fault> {
         let Some(children) = self.children(above)? else { return Fault::damaged("a directory is none") };
-        let Some(last) = children.n_children.checked_sub(1) else { return Ok((Vec::new(), 0)) };
-        let end = u64::from(self.record(children.record_at(last))?.idx) + 1;
         let place_of = |view: &mut Self, n| view.record(children.record_at(n)).map(|record| u64::from(record.idx));
         // Places are those of the records unless there are names without a file.
         let guess = u32::try_from(places.start).unwrap_or(u32::MAX);
@@ -134,17 +135,23 @@ impl View<'_> {
             false => self.first(0..children.n_children, |view, n| Ok(place_of(view, n)? >= places.start))?,
         };
         let mut listed = Vec::new();
+        let mut extra_bytes = 0;
         while n < children.n_children {
             let found = self.child(above, &children, n)?;
             let place = u64::from(found.record.idx);
             if place >= places.end {
-                break;
+                return Ok((listed, Some(place)));
             }
             let name = self.name(&found.record)?;
-            listed.push(Child { name, node: Arc::new(self.node(&found)?), next_idx: place + 1 });
+            let node = self.node(&found)?;
+            extra_bytes += node.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+            if extra_bytes > MAX_LISTED_EXTRA_BYTES {
+                return Fault::damaged("files of a directory have too many extended attributes");
+            }
+            listed.push(Child { name, node: Arc::new(node), next_idx: place + 1 });
             n += 1;
         }
-        Ok((listed, end))
+        Ok((listed, None))
     }
 
     /// All that is known of a file.

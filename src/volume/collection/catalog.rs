@@ -56,7 +56,7 @@ pub(super) struct Entry {
     /// Whether it must be looked at again before that is used.
     is_stale: AtomicBool,
     /// Held by who looks at it.
-    pub(super) looking: tokio::sync::Mutex<()>,
+    pub(super) looking: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Entry {
@@ -243,7 +243,7 @@ impl Dir {
 
 impl Entry {
     fn new(path: Vec<u8>, found: Found) -> Self {
-        let (known, is_stale, looking) = (Mutex::default(), AtomicBool::new(false), tokio::sync::Mutex::default());
+        let (known, is_stale, looking) = (Mutex::default(), AtomicBool::new(false), Arc::default());
         Self { path, kind: found.kind, stamp: found.stamp, known, is_stale, looking }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use super::Shared;
 use super::catalog::{Dir, Entry, Found, Stamp, joined};
@@ -42,7 +43,8 @@ impl Shared {
         if let Some(watch) = &self.watch {
             watch.look();
         }
-        if dir.is_fresh(self.max_age) || dir.is_late() {
+        // Late is only what somebody still lists.
+        if dir.is_fresh(self.max_age) || dir.is_late() && dir.listing.try_lock().is_err() {
             return Ok(());
         }
         // In a task, so that the work is not lost when nobody waits for it.
@@ -145,15 +147,20 @@ impl Shared {
         if let Some(part) = entry.known() {
             return Ok(Some(part));
         }
-        let (shared, dir, name, entry) = (Arc::clone(self), Arc::clone(dir), name.to_vec(), Arc::clone(entry));
-        aside(async move { shared.look_at(&dir, &name, &entry).await }).await
-    }
-
-    async fn look_at(&self, dir: &Dir, name: &[u8], entry: &Entry) -> Result<Option<Arc<Part>>, VolumeError> {
-        let _guard = entry.looking.lock().await;
+        // Who waits for another one's look does so without a thread, and for no longer than his own request.
+        let guard = Arc::clone(&entry.looking).lock_owned().await;
         if let Some(part) = entry.known() {
             return Ok(Some(part));
         }
+        let (shared, dir, name, entry) = (Arc::clone(self), Arc::clone(dir), name.to_vec(), Arc::clone(entry));
+        let look = async move {
+            let _guard = guard;
+            shared.look_at(&dir, &name, &entry).await
+        };
+        aside(&self.asides, look).await
+    }
+
+    async fn look_at(&self, dir: &Dir, name: &[u8], entry: &Entry) -> Result<Option<Arc<Part>>, VolumeError> {
         let (sources, location) = (self.sources(), self.place.below(&entry.path));
         let is_listed = entry.stamp.version.is_some();
         let mut info = match &entry.stamp {
@@ -358,11 +365,17 @@ impl Shared {
     }
 }
 
-/// Does work that may open files and stores on a thread that may block, to its end, whether or not somebody still waits for it.
+/// Does work that may open files and stores on a thread that may block, to its end, whether or not somebody still waits for it. `turns` are
+/// far fewer than there are such threads: the work itself needs some.
 pub(super) async fn aside<T: Send + 'static>(
+    turns: &Arc<Semaphore>,
     work: impl Future<Output = Result<T, VolumeError>> + Send + 'static,
 ) -> Result<T, VolumeError> {
-    let done = tokio::task::spawn_blocking(move || Handle::current().block_on(work));
+    let turn = Arc::clone(turns).acquire_owned().await;
+    let done = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        Handle::current().block_on(work)
+    });
     done.await.unwrap_or_else(|error| Err(VolumeError::io(EioSite::Panic, error.to_string())))
 }
 

@@ -29,11 +29,13 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Semaphore;
+
 use self::catalog::Dir;
 use self::inode::Numbers;
 use self::part::{OpenParts, Part};
 use self::watch::Watch;
-use super::open::{MemoryPlan, OpenError};
+use super::open::{MemoryPlan, OpenError, fetch_timeout};
 use super::sources::Sources;
 use super::table::background::Walks;
 use super::{Live, LiveVolume, Show};
@@ -49,6 +51,9 @@ pub const DIRECTORY_LASTS: Duration = Duration::from_secs(1);
 /// How old a listing may be where nothing tells of changes, when nothing else is said.
 pub const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(30);
 
+/// Looks and openings under way at the same time, each on a thread that may block; there are 512 of those.
+const MAX_ASIDES: usize = 64;
+
 /// A directory of indexes and archives.
 #[derive(Debug, Clone)]
 pub struct Collection {
@@ -62,9 +67,11 @@ struct Shared {
     place: FileLocation,
     live: Arc<Live>,
     /// Replaced when settings change.
-    sources: Mutex<Arc<Sources>>,
+    sources: Mutex<(MountConfig, Arc<Sources>)>,
     replies: Arc<Replies>,
     trees: Arc<TreeRoom>,
+    /// Bounds what goes on aside.
+    asides: Arc<Semaphore>,
     /// Metadata tables are made one after the other.
     walks: Walks,
     show: Show,
@@ -118,10 +125,11 @@ pub async fn open(
     let shared = Arc::new(Shared {
         place: place.clone(),
         live: Arc::clone(&live),
-        sources: Mutex::new(Arc::new(sources)),
+        sources: Mutex::new((config.clone(), Arc::new(sources))),
         replies: Arc::new(Replies::new(plan.reply_bytes)),
         trees: Arc::new(TreeRoom::new(plan.tree)),
         walks: Walks::new(&plan),
+        asides: Arc::new(Semaphore::new(MAX_ASIDES)),
         show: Show::new(&config.show),
         keep_suffix: config.show.keep_suffix,
         max_age: Some(poll_interval).filter(|interval| !interval.is_zero()),
@@ -144,11 +152,14 @@ impl Shared {
     /// What parts are read from, by the settings in force.
     fn sources(&self) -> Arc<Sources> {
         let config = self.live.config();
-        let mut sources = lock(&self.sources);
-        if *sources.config() != config.sources {
-            *sources = Arc::new(sources.with_stores_of(&config.sources));
+        let mut current = lock(&self.sources);
+        let (of, sources) = &mut *current;
+        if *of != config {
+            let plan = MemoryPlan::of_mount(&self.place, &config);
+            *sources = Arc::new(sources.retuned(&config.sources, &plan, fetch_timeout(config.io_timeout)));
+            *of = config;
         }
-        Arc::clone(&sources)
+        Arc::clone(sources)
     }
 
     fn dirs(&self) -> MutexGuard<'_, HashMap<u64, Arc<Dir>>> {

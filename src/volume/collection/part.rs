@@ -43,7 +43,7 @@ pub(super) struct Part {
     /// Its file was removed or replaced.
     is_gone: AtomicBool,
     /// Held by who opens it.
-    pub(super) opening: tokio::sync::Mutex<()>,
+    pub(super) opening: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What was found out about an index or archive.
@@ -61,7 +61,7 @@ impl Part {
     pub(super) fn new(base: u64, span: u64, facts: Facts) -> Self {
         let Facts { shown, parent_ino, location, info, size, attr } = facts;
         let attr = Attr { ino: base + 1, ..attr };
-        let (is_gone, opening) = (AtomicBool::new(false), tokio::sync::Mutex::default());
+        let (is_gone, opening) = (AtomicBool::new(false), Arc::default());
         Self { base, span, shown, parent_ino, location, info, size, attr, is_gone, opening }
     }
 

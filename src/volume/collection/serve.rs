@@ -211,15 +211,20 @@ impl Shared {
         if let Some(open) = self.open.get(part.base) {
             return Ok(open);
         }
-        let (shared, part) = (Arc::clone(self), Arc::clone(part));
-        aside(async move { shared.open_now(&part).await }).await
-    }
-
-    async fn open_now(&self, part: &Arc<Part>) -> Result<Arc<OpenPart>, VolumeError> {
-        let _guard = part.opening.lock().await;
+        // Who waits for another one's opening does so without a thread, and for no longer than his own request.
+        let guard = Arc::clone(&part.opening).lock_owned().await;
         if let Some(open) = self.open.get(part.base) {
             return Ok(open);
         }
+        let (shared, part) = (Arc::clone(self), Arc::clone(part));
+        let open = async move {
+            let _guard = guard;
+            shared.open_now(&part).await
+        };
+        aside(&self.asides, open).await
+    }
+
+    async fn open_now(&self, part: &Arc<Part>) -> Result<Arc<OpenPart>, VolumeError> {
         let sources = self.sources();
         let opened = open_with(&sources, &part.location, &self.replies).await;
         // Looked at behind the reading: a file that is the same then was the same before, since versions do not come again.

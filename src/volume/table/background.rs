@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use super::spool::Spool;
 use super::{Beside, LOOK_AGAIN, Origin, TablePlaces, attach, attach_found, blocking, key_of, make_into};
 use crate::blob::Blob;
+use crate::cache::background::{Purpose, Warmth};
 use crate::format::table::{Binding, TAIL_BYTES, Tail};
 use crate::store::files::{FileInfo, FileStore, ReadWhole};
 use crate::store::open::open_files;
@@ -56,12 +57,15 @@ const CHECK_BYTES: usize = 1 << 20;
 pub struct Walks {
     config: TreeConfig,
     turn: Arc<Semaphore>,
+    /// The same for what is fetched from beside an index.
+    fetch: Arc<Semaphore>,
 }
 
 impl Walks {
     /// For all trees of a mount.
     pub fn new(plan: &MemoryPlan) -> Self {
-        Self { config: plan.build, turn: Arc::new(Semaphore::new(1)) }
+        let one = || Arc::new(Semaphore::new(1));
+        Self { config: plan.build, turn: one(), fetch: one() }
     }
 }
 
@@ -70,24 +74,24 @@ pub fn start(tree: &Arc<Tree>, places: TablePlaces, mtime: SystemTime, walks: &W
     if places.is_nowhere() || !tree.root().is_directory() {
         return;
     }
-    let Walks { config, turn } = walks.clone();
-    let service = Service { tree: Arc::downgrade(tree), blob: tree.blob().clone(), places, mtime, config, turn };
+    let service = Service { tree: Arc::downgrade(tree), places, mtime, walks: walks.clone() };
     tokio::spawn(service.run());
 }
 
 struct Service {
     /// Weak, so that the work ends with the mount.
     tree: Weak<Tree>,
-    blob: Blob,
     places: TablePlaces,
     mtime: SystemTime,
-    config: TreeConfig,
-    turn: Arc<Semaphore>,
+    walks: Walks,
 }
 
 impl Service {
     async fn run(self) {
-        let binding = match super::binding(&self.blob, self.mtime).await {
+        let Some(blob) = self.blob() else { return };
+        let binding = super::binding(&blob, self.mtime).await;
+        drop(blob);
+        let binding = match binding {
             Ok(binding) => binding,
             Err(error) => return tracing::debug!("no metadata table: {error}"),
         };
@@ -98,6 +102,11 @@ impl Service {
             return self.keep_young(&binding).await;
         }
         self.say(TableState::None);
+    }
+
+    /// What the tree is read from, while there is one.
+    fn blob(&self) -> Option<Blob> {
+        self.tree.upgrade().map(|tree| tree.blob().clone())
     }
 
     fn is_in_use(&self) -> bool {
@@ -168,6 +177,10 @@ impl Service {
         if self.places.disk.is_none() && !self.places.is_wanted {
             return Ok(None);
         }
+        let _turn = self.walks.fetch.acquire().await;
+        if self.tree.strong_count() == 0 {
+            return Ok(None);
+        }
         let files = open_files(directory, options).map_err(io::Error::other)?;
         let remote = Remote { files: files.as_ref(), name, timeout: options.request_timeout };
         let Some(info) = remote.find(binding).await? else { return Ok(None) };
@@ -204,7 +217,6 @@ impl Service {
         if self.places.is_offline || self.places.disk.is_none() && !self.places.is_wanted {
             return false;
         }
-        let Ok(_turn) = self.turn.acquire().await else { return false };
         self.say(TableState::Building { n_nodes: 0 });
         if !self.wait_for_quiet(QUIET_BEFORE, LONGEST_BEFORE).await {
             return true;
@@ -233,7 +245,13 @@ impl Service {
         drop(tree);
         let mut pause = PAUSE_AFTER_FAILURE;
         for n_walks in 1.. {
-            match make_into(&self.blob, self.config, &self.places, *binding, &self.pace()).await {
+            let Ok(turn) = self.walks.turn.acquire().await else { return false };
+            let Some(blob) = self.blob() else { return true };
+            // Beside what readers fetch, and not in its way.
+            let blob = blob.for_purpose(Purpose::Warm(Warmth { pace: None, into_memory: true, is_urgent: false }));
+            let made = make_into(&blob, self.walks.config, &self.places, *binding, &self.pace()).await;
+            drop((blob, turn));
+            match made {
                 Ok(table) => {
                     // The walk's caches are gone; without this, what they had stays with the process.
                     drop(tokio::task::spawn_blocking(crate::sys::give_memory_back).await);
@@ -260,7 +278,7 @@ impl Service {
             return true;
         }
         // One that no cache keeps.
-        let table = table.with_kept_bytes(tree.table_bytes());
+        let table = table.with_kept(&tree.table_blocks());
         let warn = |fault: &_| tracing::warn!("metadata table: {fault}; the archive is read instead");
         match table {
             Ok(table) => tree.attach(table, warn).await.is_ok(),

@@ -263,8 +263,8 @@ async fn attach(tree: &Tree, file: File, binding: &Binding, kept: Option<(Arc<Di
             drop(tokio::task::spawn_blocking(move || disk.discard_table(&key, &reason)));
         }
     };
-    let kept_bytes = tree.table_bytes();
-    let opened = tokio::task::spawn_blocking(move || Table::open(file, kept_bytes)).await;
+    let kept = tree.table_blocks();
+    let opened = tokio::task::spawn_blocking(move || Table::open_in(file, kept)).await;
     let opened = opened.unwrap_or_else(|_| Err(TableFault("it was given up".to_owned())));
     let attached = match opened {
         // One that was published for another version stays where it is, and is not used.
