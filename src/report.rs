@@ -80,6 +80,8 @@ pub struct Report {
     pub ops: [Counter; OPS.len()],
     /// From a read's arrival to its answer.
     pub read_latency: Histogram,
+    /// Batches of chunks that are verified and kept on disk now.
+    pub being_kept: Gauge,
     /// Requests of the kernel that wait for something else than memory.
     pub requests_in_flight: Gauge,
     /// Reads (and look-ups in archives) that wait for chunks.

@@ -335,6 +335,7 @@ impl Shared {
     /// memory is kept before anyone is told: where else would they find it?
     fn verify_and_tell(self: &Arc<Self>, digest: Digest, decoded: Vec<Decoded>, permit: &Permit) {
         let claimed = decoded.iter().map(|decoded| (decoded.task.id(), decoded.plain.clone())).collect();
+        let _being_kept = self.report.being_kept.enter();
         let mut to_keep = Vec::new();
         for (decoded, verified) in decoded.into_iter().zip(Chunk::verify_batch(digest, claimed)) {
             let Decoded { task, stored, store, .. } = decoded;

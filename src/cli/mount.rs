@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::runtime::Runtime;
@@ -29,6 +30,9 @@ use crate::volume::Live;
 use crate::volume::background::Background;
 use crate::volume::backing::AUTO;
 use crate::volume::open::open_volume;
+
+/// How long the end of a mount waits for its cache.
+const KEEP_LIMIT: Duration = Duration::from_secs(2);
 
 /// Exit code of mount(8) for wrong arguments.
 pub(super) const USAGE: u8 = 1;
@@ -115,9 +119,11 @@ pub(super) fn mount(
             around,
         };
         let service = confined(&confinement, Role::Control, || service::start(fresh, beside));
+        let kept_by = Arc::clone(&report);
         Ok(move || {
             let ended = session.run();
             background.stop();
+            wait_until_kept(&kept_by);
             drop(service);
             ended
         })
@@ -125,6 +131,14 @@ pub(super) fn mount(
     let ended = crate::mount::mount(&request, open, serve);
     tracing::info!(?report, "ended");
     ended.map(drop)
+}
+
+/// Waits until what was read last is in the cache, which happens after its reader has it; but not for a disk that hangs.
+fn wait_until_kept(report: &Report) {
+    let deadline = Instant::now() + KEEP_LIMIT;
+    while report.being_kept.get() > 0 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Does something on a thread of a role: what it starts is confined as the thread that starts it.
