@@ -101,9 +101,14 @@ pub(super) fn mount(
         let background = confined(&confinement, Role::Worker, || Background::start(&live, &runtime));
         let background = background.map_err(io::Error::other)?;
         let manager = request.service.manager.clone();
+        let held = Arc::clone(&confinement);
         let around = Box::new(move |begins: bool| match begins {
-            // The end is told when it comes.
-            true => std::mem::forget(manager.reloading()),
+            true => {
+                // Also where a signal asks for it: on a thread that has as much as the one that may mount.
+                held.enter(Role::Control);
+                // The end is told when it comes.
+                std::mem::forget(manager.reloading());
+            }
             false => manager.ready(),
         });
         let (held, place) = (Arc::clone(&confinement), location.clone());

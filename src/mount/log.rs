@@ -13,12 +13,13 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use nix::unistd::geteuid;
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::fmt::format::{Format, Full, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
@@ -111,12 +112,26 @@ impl Destination {
         Ok(Self::Journal { socket: connect(socket)?, fields })
     }
 
-    /// Gives a file to the user that the process becomes, so that it can be opened again.
-    pub(super) fn give_to(&self, uid: u32, gid: u32) -> io::Result<()> {
-        match self {
-            Self::File { file, .. } => std::os::unix::fs::fchown(file, Some(uid), Some(gid)),
-            Self::Journal { .. } | Self::Syslog(_) | Self::Nowhere => Ok(()),
+    /// Gives a file to the user that the process becomes, so that it can be opened again. That user may own the directory, and have put
+    /// a link to somebody else's file there: only a file that is empty and root's is given away, and nothing is written to through a link.
+    ///
+    /// # Errors
+    /// It is a link, or a file of yet another user.
+    pub(super) fn give_to(&self, uid: u32, gid: u32) -> Result<(), MountError> {
+        let Self::File { path, file } = self else { return Ok(()) };
+        let wrong = |why: String| MountError::Log { what: path.display().to_string(), why };
+        let unreadable = |error: io::Error| wrong(error.to_string());
+        let (named, opened) = (path.symlink_metadata().map_err(unreadable)?, file.metadata().map_err(unreadable)?);
+        let is_itself = (named.dev(), named.ino()) == (opened.dev(), opened.ino());
+        if !is_itself || !opened.is_file() || opened.nlink() != 1 || ![0, uid].contains(&opened.uid()) {
+            return Err(wrong(
+                "with setuid it must be a file of its own, root's or that user's, and no link".to_owned(),
+            ));
         }
+        if opened.uid() == 0 && opened.len() == 0 {
+            std::os::unix::fs::fchown(file, Some(uid), Some(gid)).map_err(unreadable)?;
+        }
+        Ok(())
     }
 
     fn write(&self, line: &[u8], level: Level) -> io::Result<()> {
@@ -148,7 +163,9 @@ fn connect(path: &Path) -> io::Result<UnixDatagram> {
 }
 
 fn open_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(FILE_MODE).open(path)
+    // Who has become another user keeps rights that this user's links must not borrow.
+    let flags = if geteuid().is_root() { 0 } else { libc::O_NOFOLLOW };
+    OpenOptions::new().append(true).create(true).mode(FILE_MODE).custom_flags(flags).open(path)
 }
 
 /// Adds a field of a journal entry.

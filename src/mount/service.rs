@@ -77,8 +77,7 @@ pub(super) fn open_log(request: &MountRequest) -> Result<Option<Destination>, Mo
     };
     if let Some(user) = &config.setuid {
         let user = find_user(user)?;
-        // It can be opened again by root only, then, and goes on all the same.
-        let _ = destination.give_to(user.uid.as_raw(), user.gid.as_raw());
+        destination.give_to(user.uid.as_raw(), user.gid.as_raw())?;
     }
     match request.place {
         // Whoever watches a foreground process looks where he was told to.

@@ -165,6 +165,10 @@ fn talk(mut stream: UnixStream, served: &Served, is_busy: bool) -> io::Result<()
     while let Some(line) = read_line(&mut stream, &mut unread)? {
         let answer = match line {
             Ok(line) => match parse_ask(&line) {
+                // Options may name files that only root can read, and this process may read them for the user that it became.
+                Ok(Request::Remount { .. }) if peer.uid() != 0 && served.live.config().service.setuid.is_some() => {
+                    Answer::refusal(RefusalKind::BadRequest, "only root changes the options of a mount with setuid")
+                }
                 Ok(request) => answer(served, &request),
                 Err(refusal) => *refusal,
             },
