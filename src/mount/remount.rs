@@ -17,6 +17,7 @@ use super::control::{ControlError, Reply, Request};
 use super::options::VfsFlags;
 use super::reload::Given;
 use super::table::MountTable;
+use crate::config::units::parse_switch;
 
 /// What is to be another.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,8 +51,10 @@ pub fn remount(runtime_dir: &Path, wanted: &Remount) -> Result<Changed, MountErr
         return Err(problem(&reason));
     }
     let mut changed = Changed::default();
-    if !wanted.options.is_empty() {
-        let request = Request::Remount { options: wanted.options.clone() };
+    let options: Vec<Given> =
+        wanted.options.iter().filter(|given| !is_shown(given, &entry.super_options)).cloned().collect();
+    if !options.is_empty() {
+        let request = Request::Remount { options };
         let place = place_of(runtime_dir, &wanted.mountpoint).map_err(no_answer)?;
         if let Reply::Changed(reply) = ask_place(runtime_dir, &place, &request).map_err(no_answer)? {
             changed = reply;
@@ -69,6 +72,13 @@ pub fn remount(runtime_dir: &Path, wanted: &Remount) -> Result<Changed, MountErr
         }
     }
     Ok(changed)
+}
+
+/// Whether an option asks for what the mount table shows of the mount. mount(8) hands that back where fstab does not have the mount, and it
+/// cannot change, so that asking for it would be refused.
+fn is_shown((name, value): &Given, shown: &str) -> bool {
+    let is_yes = value.as_deref().is_none_or(|value| parse_switch(value) == Some(true));
+    name.replace('_', "-") == "allow-other" && is_yes && shown.split(',').any(|option| option == "allow_other")
 }
 
 fn no_answer(error: ControlError) -> MountError {

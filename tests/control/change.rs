@@ -213,7 +213,17 @@ fn remount_changes_flags_and_options_and_names_what_it_cannot_change() {
     // As mount(8) gives it: all options of the fstab line, of which one is another.
     remount(&format!("rw,remount,store={},cache={},cache-size=7G", ground.store.display(), cache.display())).ok();
     assert_eq!((setting("cache-size"), setting("memory")), (Some("7G".into()), Some("256M".into())));
+    // And where fstab has no line: what the mount table shows, with what is asked for behind it.
+    let shown = "ro,nosuid,nodev,relatime,remount,user_id=0,group_id=0,default_permissions,allow_other";
+    remount(&format!("{shown},cache-size=8G")).ok();
+    assert_eq!(setting("cache-size"), Some("8G".into()));
+    remount(&format!("{shown},cache-size=7G")).ok();
     for (options, code, reason) in [
+        (
+            "remount,allow_other,allow-other=no",
+            1,
+            "caifs: nothing is changed: allow-other cannot change while mounted (unmount and mount again)",
+        ),
         (
             "remount,memory=32M,uid=7,backing=auto",
             1,

@@ -22,7 +22,8 @@ pub use vfs::VfsFlags;
 use self::vfs::{VFS_OPTIONS, vfs_option};
 use crate::config::{MountConfig, units};
 
-/// Options that mount(8) or systemd mean for themselves but that may reach us; and one that every mount of ours has.
+/// Options that mount(8) or systemd mean for themselves but that may reach us; and those that the mount table shows of every mount of
+/// ours, which mount(8) takes from there for a remount of what fstab does not have.
 const IGNORED: &[&str] = &[
     "_netdev",
     "auto",
@@ -30,6 +31,7 @@ const IGNORED: &[&str] = &[
     "default_permissions",
     "defaults",
     "group",
+    "group_id",
     "helper",
     "nofail",
     "noauto",
@@ -40,6 +42,7 @@ const IGNORED: &[&str] = &[
     "owner",
     "uhelper",
     "user",
+    "user_id",
     "users",
 ];
 
@@ -259,7 +262,7 @@ mod tests {
     #[test]
     fn what_mount_and_systemd_pass_along_is_ignored() {
         let list = "ro,_netdev,nofail,noauto,user,user=bob,users,x-systemd.automount,X-foo=1,comment=hi,defaults,owner,\
-                    group,uhelper=x,helper=caifs,nouser,nousers,auto,default_permissions";
+                    group,uhelper=x,helper=caifs,nouser,nousers,auto,default_permissions,user_id=0,group_id=0";
         assert_eq!(parsed(list).unwrap(), MountOptions::default());
     }
 
