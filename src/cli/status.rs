@@ -221,6 +221,7 @@ fn content(sheet: &mut Sheet, status: &Status) {
             )
         }
         None if n_chunks > 0 => "being counted (ask again)".to_owned(),
+        None if status.n_parts == 0 => "nothing is open yet".to_owned(),
         None => "all of it, in a local file".to_owned(),
     };
     sheet.line("present", line);
@@ -320,6 +321,14 @@ fn waiting(sheet: &mut Sheet, status: &Status) {
 mod tests {
     use super::*;
     use crate::mount::control::protocol::{FetchStatus, PartStatus, PresentStatus, RequestStatus, SettingStatus};
+
+    #[test]
+    fn a_directory_of_which_nothing_is_open_has_nothing_present() {
+        let empty = Status { kind: "directory".into(), ..Status::default() };
+        assert!(text(&empty).contains("  present    nothing is open yet\n"), "{}", text(&empty));
+        let plain = Status { n_parts: 1, parts: vec![PartStatus::default()], ..Status::default() };
+        assert!(text(&plain).contains("  present    all of it, in a local file\n"), "{}", text(&plain));
+    }
 
     fn status() -> Status {
         let mut status = Status {
