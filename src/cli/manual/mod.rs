@@ -85,14 +85,40 @@ fn verb_page(verb: &Command) -> Page {
     let about = verb.get_about().map(ToString::to_string).unwrap_or_default();
     let mut text = head(&name, "1", &lower_first(about.trim_end_matches('.')));
     text.push_str(".SH SYNOPSIS\n");
-    text.push_str(&synopsis(verb));
+    text.push_str(&match inner_verbs(verb)[..] {
+        [] => synopsis(&format!("caifs {}", verb.get_name()), verb),
+        ref inner => {
+            let lines = inner.iter().map(|inner| synopsis(&inner_name(verb, inner), inner));
+            lines.collect::<Vec<_>>().join(".br\n")
+        }
+    });
     match prose.and_then(|prose| prose.section("DESCRIPTION")) {
         Some(description) => text.push_str(&roff::render(description, &generated)),
         None => text.push_str(&format!(".SH DESCRIPTION\n{}\n", escaped(&about))),
     }
+    for inner in inner_verbs(verb) {
+        let about = inner.get_about().map(ToString::to_string).unwrap_or_default();
+        text.push_str(&format!(".SH \"{}\"\n{}\n", inner_name(verb, inner).to_uppercase(), escaped(&about)));
+        // What all verbs take stands below, once.
+        let own = inner.clone().mut_args(|arg| match arg.is_global_set() || arg.get_id() == "help" {
+            true => arg.hide(true),
+            false => arg,
+        });
+        let lines = options_of(&own);
+        text.push_str(lines.strip_prefix(".SH OPTIONS\n").unwrap_or(&lines));
+    }
     text.push_str(&options_of(verb));
     text.push_str(&rest_of(prose, "1", &["DESCRIPTION"]));
     Page { file_name: format!("{name}.1"), text }
+}
+
+/// The verbs of a verb, such as those of `profile`.
+fn inner_verbs(verb: &Command) -> Vec<&Command> {
+    verb.get_subcommands().filter(|inner| !inner.is_hide_set() && inner.get_name() != "help").collect()
+}
+
+fn inner_name(verb: &Command, inner: &Command) -> String {
+    format!("caifs {} {}", verb.get_name(), inner.get_name())
 }
 
 /// The page of the program: its verbs.
@@ -136,8 +162,8 @@ fn head(name: &str, section: &str, about: &str) -> String {
     )
 }
 
-fn synopsis(verb: &Command) -> String {
-    let mut line = format!("{} {}", bold("caifs"), bold(verb.get_name()));
+fn synopsis(name: &str, verb: &Command) -> String {
+    let mut line = name.split(' ').map(bold).collect::<Vec<_>>().join(" ");
     let is_flag = |arg: &&clap::Arg| !arg.is_positional() && !arg.is_hide_set();
     if verb.get_arguments().filter(is_flag).any(|arg| !arg.is_required_set()) {
         line.push_str(&format!(" [{}]", italic("OPTIONS")));
@@ -267,6 +293,19 @@ mod tests {
             for arg in verb.get_arguments().filter(|arg| !arg.is_hide_set()) {
                 let Some(long) = arg.get_long() else { continue };
                 assert!(page.text.contains(&bold(&format!("--{long}"))), "{file_name}: --{long}");
+            }
+            let typed = format!(".SH SYNOPSIS\n{} {}", bold("caifs"), bold(verb.get_name()));
+            assert!(page.text.contains(&typed), "{file_name}: {typed}");
+            for inner in inner_verbs(verb) {
+                let heading = format!(".SH \"{}\"\n", inner_name(verb, inner).to_uppercase());
+                assert!(page.text.contains(&heading), "{file_name}: {}", inner.get_name());
+                for long in inner.get_arguments().filter(|arg| !arg.is_hide_set()).filter_map(clap::Arg::get_long) {
+                    assert!(
+                        page.text.contains(&bold(&format!("--{long}"))),
+                        "{file_name}: {} --{long}",
+                        inner.get_name()
+                    );
+                }
             }
         }
         let text = |name: &str| pages.iter().find(|page| page.file_name == name).unwrap().text.clone();
