@@ -48,6 +48,11 @@ cp -a default.castr /srv/www/store
 cp -a app.caibx image.caibx backup.caidx /srv/s3/bucket/
 cp -a default.castr /srv/s3/bucket/store
 cp -a default.castr /srv/s3/bucket/b
+cp -a default.castr /srv/s3/b
+cp -a default.castr /srv/store
+mkdir /srv/idx
+cp -a image.caibx backup.caidx /srv/idx/
+cp -a backup.caidx /srv/x.caidx
 
 # --- Servers: HTTPS and HTTP for every host, with S3's bucket on the same; SFTP and SSH.
 cat > /run/nginx.conf <<'END'
@@ -62,7 +67,7 @@ http {
         ssl_certificate /world/tls/server.pem; ssl_certificate_key /world/tls/server.key;
         root /srv/www; autoindex on;
         dav_methods PUT DELETE; create_full_put_path on;
-        location /bucket { proxy_pass http://127.0.0.1:9000; proxy_set_header Host $http_host; proxy_request_buffering off; }
+        location ~ ^/(bucket|b)(/|$) { proxy_pass http://127.0.0.1:9000; proxy_set_header Host $http_host; proxy_request_buffering off; }
     }
 }
 END
@@ -110,6 +115,8 @@ unmount_all() {
 set -m
 for script in /world/scripts/*.sh; do
     name=${script%.sh}
+    # What an example of fstab left would let mount(8) find options that the next one does not give.
+    : > /etc/fstab
     rm -rf /var/cache/caifs /etc/caifs /srv/cache.castr
     cp -a /fixtures /example
     { grep -oE '/mnt/[A-Za-z0-9_-]+' "$script" || true; } | sort -u | xargs -r mkdir -p

@@ -18,7 +18,7 @@ use crate::support::scratch::Scratch;
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// Names that the world's servers answer to.
-const HOSTS: &[&str] = &["host", "near", "far", "cdn.example", "backup.example", "s3.example"];
+const HOSTS: &[&str] = &["host", "near", "far", "cdn.example", "backup.example", "s3.example", "s3.eu"];
 
 /// What the world needs of this machine.
 const PROGRAMS: &[&str] = &[
