@@ -5,7 +5,7 @@ mod manager;
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -65,6 +65,23 @@ fn a_mount_that_fails_is_never_ready() {
     manager.start_without_waiting();
     assert_eq!(manager.wait().code(), Some(32));
     assert!(manager.messages().is_empty(), "{:?}", manager.messages());
+}
+
+#[test]
+fn a_service_that_is_never_ready_ends_by_its_mount_timeout() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    // Takes connections and never says a word.
+    let silence = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let spec = format!("http://{}/x.caidx", silence.local_addr().unwrap());
+    let mut mount = ground.caifs();
+    mount.args(["mount", "--foreground", "-o", "mount-timeout=1s"]).arg(spec).arg(&ground.mnt);
+    let failed = run(&mut mount).fails();
+    assert_eq!(failed.status.code(), Some(32), "{}", failed.stderr);
+    assert!(failed.error_line().contains("not ready within 1 s"), "{}", failed.stderr);
+    assert!(!is_mountpoint(&ground.mnt));
 }
 
 #[test]
@@ -190,6 +207,66 @@ fn other_content_is_mounted_anew_and_said() {
     assert_eq!(old.unwrap_err().raw_os_error(), Some(libc::ENOTCONN), "of the old version nothing wrong is read");
     assert!(manager.end(Signal::SIGTERM).success());
     assert!(!is_mountpoint(&ground.mnt));
+}
+
+#[test]
+fn other_options_are_in_force_after_a_restart() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    let mut manager = manager(&ground, &[]);
+    manager.start();
+    let mode = || fs::metadata(ground.mnt.join("dir 0/file 0")).unwrap().mode() & 0o777;
+    assert_eq!(mode() & 0o044, 0o044, "known to the kernel from now on");
+    let open = open(&ground, "dir 0/file 0");
+    manager.end(Signal::SIGUSR1);
+    manager.set_command(ground.foreground(&["--umask", "077"]));
+    manager.start();
+    assert_eq!(mode() & 0o077, 0);
+    assert!(manager.said().contains("its options are others now"), "{}", manager.said());
+    assert_eq!(open.read_at(&mut [0; 16], 0).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
+    assert!(manager.end(Signal::SIGTERM).success());
+    assert!(!is_mountpoint(&ground.mnt));
+}
+
+#[test]
+fn a_service_that_cannot_go_on_lets_those_go_who_wait_for_it() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    let mut manager = manager(&ground, &[]);
+    let moved = ground.scratch.dir("moved");
+    type Spoil<'a> = &'a dyn Fn(&mut Manager);
+    let no_index: Spoil = &|_| fs::remove_file(&ground.index).unwrap();
+    let wrong_option: Spoil = &|manager| manager.set_command(ground.foreground(&["-o", "no-such-option"]));
+    let no_log: Spoil = &|manager| manager.set_command(ground.foreground(&["--log", "/nonexistent/log"]));
+    for (spoil, code) in [(no_index, 32), (wrong_option, 1), (no_log, 32)] {
+        ground.pack();
+        manager.set_command(ground.foreground(&[]));
+        manager.start();
+        let file = open(&ground, "dir 1/file 1");
+        manager.end(Signal::SIGKILL);
+        spoil(&mut manager);
+        let waiting = std::thread::spawn(move || file.read_at(&mut [0; 16], 4096));
+        manager.start_without_waiting();
+        assert_eq!(manager.wait().code(), Some(code), "{}", manager.said());
+        assert!(waiting.join().unwrap().is_err(), "it was told, and does not wait for ever");
+        manager.until("nothing is kept", |manager| manager.kept().is_empty());
+        assert!(!is_mountpoint(&ground.mnt));
+    }
+    // The place of the mount is another one: the old one goes.
+    ground.pack();
+    manager.set_command(ground.foreground(&[]));
+    manager.start();
+    manager.end(Signal::SIGUSR1);
+    let elsewhere = Ground { mnt: moved, ..ground };
+    manager.set_command(elsewhere.foreground(&[]));
+    manager.start();
+    assert!(contents(&elsewhere.mnt) == contents(&elsewhere.tree));
+    assert!(!is_mountpoint(&elsewhere.scratch.join("mnt")));
+    assert!(manager.end(Signal::SIGTERM).success());
 }
 
 #[test]

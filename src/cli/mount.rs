@@ -41,7 +41,10 @@ pub fn run(args: MountArgs) -> ExitCode {
     // Before anything is opened: what is open now is what the caller left open.
     let (manager, descriptors) = service_environment::look();
     let (message, exit_code) = match options(&args, Unknown::Refuse) {
-        Err(error) => (format!("{error:#}"), USAGE),
+        Err(error) => {
+            descriptors.give_up(&manager);
+            (format!("{error:#}"), USAGE)
+        }
         Ok(options) => match mount(args, options, manager, descriptors) {
             Ok(()) => return ExitCode::SUCCESS,
             Err(error) => (error.to_string(), error.exit_code()),
@@ -88,7 +91,14 @@ pub(super) fn mount(
     let opened: Mutex<Option<(Arc<Live>, Beside)>> = Mutex::new(None);
     let open = |runtime: &Runtime, on_file: bool| -> Result<_, BoxError> {
         let beside = Beside::open(&options.config.service, &report)?;
-        let volume = runtime.block_on(open_volume(&location, &options.config, on_file, &report))?;
+        let opening = open_volume(&location, &options.config, on_file, &report);
+        let volume = match request.place {
+            // Who waits for a mount in the background looks at the clock himself.
+            Place::Background => runtime.block_on(opening)?,
+            Place::Foreground => runtime
+                .block_on(async { tokio::time::timeout(request.ready_timeout, opening).await })
+                .map_err(|_| format!("not ready within {} s", request.ready_timeout.as_secs_f32()))??,
+        };
         *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some((volume.live, beside));
         Ok(volume.volume)
     };

@@ -162,11 +162,12 @@ fn finish<T, R: Refuse>(report: &Report, done: Done<'_>, outcome: Caught<T>, rep
     error.count(report);
     done.count(report, error.errno());
     let Asked { op, ino, .. } = done.asked;
+    // Before the log, which may lie on a disk that hangs.
+    reply.refuse(Errno::from_i32(error.errno()));
     match error.level() {
         tracing::Level::WARN => tracing::warn!(op, ino, "{error}"),
         _ => tracing::debug!(op, ino, "{error}"),
     }
-    reply.refuse(Errno::from_i32(error.errno()));
 }
 
 #[cfg(test)]

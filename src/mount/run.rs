@@ -105,6 +105,13 @@ where
         Place::Background => in_background(request.ready_timeout, |ready| service(request, log, open, serve, ready))
             .map(|pid| MountOutcome::Background { pid }),
     });
+    if outcome.is_err() {
+        // Not taken yet by a process that failed before.
+        let kept = request.service.take_kept();
+        if !kept.is_empty() {
+            takeover::give_up(&request.service.manager, kept);
+        }
+    }
     outcome.map_err(|error| MountError::Failed {
         source_name: shown_source(&request.source).to_string_lossy().into_owned(),
         mountpoint: request.mountpoint.clone(),
@@ -138,10 +145,7 @@ where
         .build()
         .map_err(MountError::system("starting threads"))?;
     let stage = Stage { request, watch, runtime: &runtime, confinement };
-    let ended = match given {
-        Some(fd) => stage.serve_given(fd, log, open, serve, ready),
-        None => stage.serve_until_unmounted(log, open, serve, ready),
-    };
+    let ended = stage.play(given, log, open, serve, ready);
     // Without waiting for tasks that hang: a dead store must not keep the process.
     runtime.shutdown_background();
     ended
@@ -159,14 +163,22 @@ struct Stage<'a> {
 struct Scene {
     volume: Arc<dyn Volume>,
     fd: OwnedFd,
-    attached: Arc<Attached>,
+    /// `None` for a mount that somebody else has made and will unmount.
+    attached: Option<Arc<Attached>>,
     handover: Handover,
     is_taken_over: bool,
 }
 
+impl Scene {
+    fn of_somebody(volume: Arc<dyn Volume>, fd: OwnedFd) -> Self {
+        Self { volume, fd, attached: None, handover: Handover::default(), is_taken_over: false }
+    }
+}
+
 impl Stage<'_> {
-    fn serve_until_unmounted<O, S, R>(
+    fn play<O, S, R>(
         &self,
+        given: Option<OwnedFd>,
         log: Option<Destination>,
         open: O,
         serve: S,
@@ -178,9 +190,15 @@ impl Stage<'_> {
         R: FnOnce() -> io::Result<()> + Send,
     {
         let Self { request, watch, .. } = self;
-        let allow_other = request.allow_other.unwrap_or_else(|| self.confinement.mounts_as_root());
-        let Scene { volume, fd, attached, handover, is_taken_over } = self.attach_or_take_over(allow_other, open)?;
-        let _in_care = InCare { watch, attached: Arc::clone(&attached) };
+        // Who may use one that somebody else has made was told to the kernel by whoever made it.
+        let by_default = given.is_some() || self.confinement.mounts_as_root();
+        let allow_other = request.allow_other.filter(|_| given.is_none()).unwrap_or(by_default);
+        let Scene { volume, fd, attached, handover, is_taken_over } = match given {
+            Some(fd) => Scene::of_somebody(self.open_confined(open, false)?, fd),
+            None => self.attach_or_take_over(allow_other, open)?,
+        };
+        let attached = attached.as_ref();
+        let _in_care = attached.map(|attached| InCare { watch, attached: Arc::clone(attached) });
         let handover = Arc::new(handover);
         let served = Served {
             volume: Arc::clone(&volume),
@@ -192,12 +210,13 @@ impl Stage<'_> {
         };
         let run = serve(served).map_err(MountError::Serve)?;
         self.confinement.check()?;
-        self.set_read_ahead(&attached);
-        self.leave_to_manager(&volume, &attached, &handover, is_taken_over);
+        if let Some(attached) = attached {
+            self.set_read_ahead(attached);
+            self.leave_to_manager(&volume, attached, &handover, is_taken_over, allow_other);
+        }
         if let Some(log) = log {
             log::switch(log);
         }
-        let is_background = request.place == Place::Background;
         thread::scope(|scope| {
             let confinement = &self.confinement;
             let session = thread::Builder::new()
@@ -208,56 +227,20 @@ impl Stage<'_> {
                 })
                 .map_err(MountError::system("starting threads"))?;
             let told = ready.tell();
-            if told.is_err() {
-                // The session ends when its mount is gone.
-                let _ = attached.unmount(How::LazilyWhenBusy);
-            }
-            let _pulse = told.is_ok().then(|| self.tell_ready(is_background));
-            tracing::info!("mounted on {}", attached.mountpoint().display());
+            let _pulse = match (attached, &told) {
+                (Some(attached), Ok(())) => {
+                    tracing::info!("mounted on {}", attached.mountpoint().display());
+                    self.tell_ready(request.place == Place::Background)
+                }
+                (Some(attached), Err(_)) => {
+                    // The session ends when its mount is gone.
+                    let _ = attached.unmount(How::LazilyWhenBusy);
+                    None
+                }
+                (None, _) => None,
+            };
             let ended = session.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             told.and(ended.map_err(MountError::Serve))
-        })
-    }
-
-    /// Serves a mount that somebody else has made, and unmounts.
-    fn serve_given<O, S, R>(
-        &self,
-        fd: OwnedFd,
-        log: Option<Destination>,
-        open: O,
-        serve: S,
-        ready: Ready,
-    ) -> Result<(), MountError>
-    where
-        O: FnOnce(&Runtime, bool) -> Result<Arc<dyn Volume>, BoxError> + Send,
-        S: FnOnce(Served) -> io::Result<R>,
-        R: FnOnce() -> io::Result<()> + Send,
-    {
-        let served = Served {
-            volume: self.open_confined(open, false)?,
-            fd,
-            // Who may use it was told to the kernel by whoever mounted it.
-            allow_other: true,
-            runtime: self.runtime.handle().clone(),
-            handover: Arc::default(),
-            confinement: Arc::clone(&self.confinement),
-        };
-        let run = serve(served).map_err(MountError::Serve)?;
-        self.confinement.check()?;
-        if let Some(log) = log {
-            log::switch(log);
-        }
-        let confinement = &self.confinement;
-        thread::scope(|scope| {
-            let session = thread::Builder::new()
-                .name("session".into())
-                .spawn_scoped(scope, move || {
-                    confinement.enter(Role::Session);
-                    run()
-                })
-                .map_err(MountError::system("starting threads"))?;
-            ready.tell()?;
-            session.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(MountError::Serve)
         })
     }
 
@@ -271,24 +254,34 @@ impl Stage<'_> {
         let kept = self.request.service.take_kept();
         let has_kept = !kept.is_empty();
         let source = shown_source(&self.request.source);
-        if let Some(kept) = Kept::find(kept).filter(|kept| kept.is_at(mountpoint)) {
-            let volume = self.open_confined(open, kept.is_file())?;
-            let handover = kept.handover();
-            match kept.attached(volume.identity().as_deref()) {
-                Ok((fd, attached)) => {
-                    tracing::info!("going on with the mount on {}", attached.mountpoint().display());
-                    let attached = self.watch.adopt(attached);
-                    return Ok(Scene { volume, fd, attached, handover, is_taken_over: true });
+        match Kept::find(kept) {
+            Some(kept) if kept.is_at(mountpoint) => {
+                let volume = match self.open_confined(open, kept.is_file()) {
+                    Ok(volume) => volume,
+                    Err(error) => {
+                        // Whoever reads in it waits, and nobody knows until when this could be opened again.
+                        kept.give_up(manager);
+                        return Err(error);
+                    }
+                };
+                let handover = kept.handover();
+                match kept.attached(volume.identity().as_deref(), &self.way(allow_other)) {
+                    Ok((fd, attached)) => {
+                        tracing::info!("going on with the mount on {}", attached.mountpoint().display());
+                        let attached = Some(self.watch.adopt(attached));
+                        return Ok(Scene { volume, fd, attached, handover, is_taken_over: true });
+                    }
+                    Err(error) => {
+                        tracing::warn!("{error}: files that are open in it fail, and it is mounted anew");
+                        kept.give_up(manager);
+                    }
                 }
-                Err(error) => {
-                    tracing::warn!("{error}: files that are open in it fail, and it is mounted anew");
-                    takeover::give_up(manager, mountpoint);
-                }
+                return self.attach(volume, &source, allow_other);
             }
-            return self.attach(volume, &source, allow_other);
-        }
-        if has_kept {
-            takeover::give_up(manager, mountpoint);
+            // One that was mounted elsewhere, or is gone.
+            Some(kept) => kept.give_up(manager),
+            None if has_kept => takeover::give_up(manager, Vec::new()),
+            None => {}
         }
         let prepared = prepare(mountpoint, &source)?;
         let volume = self.open_confined(open, prepared.is_file())?;
@@ -307,7 +300,13 @@ impl Stage<'_> {
         let (fd, attached) = self.watch.guard(|| attach(&attach_request))?;
         let is_watched = self.request.service.manager.is_there() && self.request.place == Place::Foreground;
         let handover = if is_watched { Handover::first() } else { Handover::default() };
-        Ok(Scene { volume, fd, attached, handover, is_taken_over: false })
+        Ok(Scene { volume, fd, attached: Some(attached), handover, is_taken_over: false })
+    }
+
+    /// What holds until the kernel forgets the mount: its flags and options, and how files are shown, since it keeps their attributes.
+    fn way(&self, allow_other: bool) -> String {
+        let MountRequest { source, flags, kernel, service, .. } = self.request;
+        format!("{:?} {flags:?} {kernel:?} {allow_other} {:?}", shown_source(source), service.config.show)
     }
 
     /// Opens on a thread that reads what came from elsewhere, and may not mount.
@@ -347,6 +346,7 @@ impl Stage<'_> {
         attached: &Attached,
         handover: &Handover,
         is_taken_over: bool,
+        allow_other: bool,
     ) {
         let Service { manager, config, .. } = &self.request.service;
         if !manager.is_there() {
@@ -357,7 +357,15 @@ impl Stage<'_> {
         // In the background another process than ours may be the service, with files of its own to be kept.
         let is_kept = is_taken_over
             || (self.request.place == Place::Foreground
-                && takeover::keep(manager, attached, handover, given, || volume.identity(), is_file));
+                && takeover::keep(
+                    manager,
+                    attached,
+                    handover,
+                    given,
+                    || volume.identity(),
+                    self.way(allow_other),
+                    is_file,
+                ));
         let handed_over = is_kept.then(|| (Arc::clone(handover.gate()), config.io_timeout));
         self.watch.set_manager(Keeping { manager: manager.clone(), handed_over });
     }

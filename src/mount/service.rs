@@ -10,7 +10,7 @@ use super::notify::Manager;
 use super::privileges::find_user;
 use super::run::{MountRequest, Place};
 use super::sandbox::SandboxPlan;
-use super::shown_source;
+use super::{shown_source, takeover};
 use crate::config::MountConfig;
 use crate::report::Report;
 use crate::store::location::FileLocation;
@@ -42,6 +42,15 @@ pub struct Descriptors {
     pub kept: Vec<(String, OwnedFd)>,
     /// All others, which a process in the background closes.
     pub inherited: Inherited,
+}
+
+impl Descriptors {
+    /// Lets go of a mount that the service manager kept for a process that cannot go on with it: who waits for it gets an error.
+    pub fn give_up(self, manager: &Manager) {
+        if !self.kept.is_empty() {
+            takeover::give_up(manager, self.kept);
+        }
+    }
 }
 
 impl Service {

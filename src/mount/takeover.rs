@@ -21,7 +21,7 @@ use super::MountError;
 use super::attach::{Attached, is_connected};
 use super::detach::{How, unmount};
 use super::notify::Manager;
-use super::table::{MountEntry, MountId, MountTable, resolve_parent};
+use super::table::{MountId, MountTable, resolve_parent};
 use crate::fuse::Handover;
 
 /// What the manager calls the connection.
@@ -31,7 +31,7 @@ const CONNECTION: &str = "caifs-fuse";
 const DESCRIPTION: &str = "caifs-state";
 
 /// The form of the description; another one is not read.
-const FORM: u32 = 1;
+const FORM: u32 = 2;
 
 /// The longest description, in bytes.
 const MAX_DESCRIPTION_BYTES: u64 = 64 << 10;
@@ -47,19 +47,23 @@ struct Description {
     minor: u32,
     /// What is served.
     content: String,
+    /// What the kernel was told about how, and has kept of what it was shown.
+    way: String,
     /// Whether the mountpoint is a regular file.
     is_file: bool,
     /// The kernel's first request.
     init: Vec<u8>,
 }
 
-/// Gives a mount to the manager to keep. Says in the log why not, where that cannot be.
+/// Gives a mount to the manager to keep. Says in the log why not, where that cannot be. `way` tells options apart that hold until the
+/// kernel forgets the mount.
 pub(super) fn keep(
     manager: &Manager,
     attached: &Attached,
     handover: &Handover,
     given: &Path,
     content: impl FnOnce() -> Option<String>,
+    way: String,
     is_file: bool,
 ) -> bool {
     let Some(init) = handover.agreed() else {
@@ -74,7 +78,7 @@ pub(super) fn keep(
     let mountpoint = attached.mountpoint().to_owned();
     let given = std::path::absolute(given).unwrap_or_else(|_| given.to_owned());
     let description =
-        Description { form: FORM, given, mountpoint, major, minor, content, is_file, init: init.to_vec() };
+        Description { form: FORM, given, mountpoint, major, minor, content, way, is_file, init: init.to_vec() };
     // The description first: a connection without one is of no use to anybody.
     let kept = description.seal().and_then(|sealed| {
         manager.keep(DESCRIPTION, sealed.as_fd())?;
@@ -96,15 +100,12 @@ pub(super) fn forget(manager: &Manager) {
     manager.forget(DESCRIPTION);
 }
 
-/// Takes out of sight what another process has mounted at a mountpoint and nobody goes on with: a look at it would wait for ever.
-pub(super) fn give_up(manager: &Manager, mountpoint: &Path) {
-    forget(manager);
-    let Ok(table) = MountTable::read() else { return };
-    let there = resolve_parent(mountpoint).ok().and_then(|mountpoint| table.at(&mountpoint).cloned());
-    if let Some(MountEntry { id, .. }) = there.filter(MountEntry::is_ours)
-        && let Err(error) = unmount(id, How::Lazily)
-    {
-        tracing::warn!("{error}");
+/// Lets go of a mount that nobody goes on with: who waits for it gets an error, and it is out of sight, since a look at it would wait for
+/// ever. `kept` is what the manager kept.
+pub(super) fn give_up(manager: &Manager, kept: Vec<(String, OwnedFd)>) {
+    match Kept::find(kept) {
+        Some(kept) => kept.give_up(manager),
+        None => forget(manager),
     }
 }
 
@@ -129,6 +130,15 @@ impl Kept {
         Some(Self { connection: connection?, description: description? })
     }
 
+    /// As [`give_up`], wherever it is mounted.
+    pub(super) fn give_up(self, manager: &Manager) {
+        forget(manager);
+        let id = MountTable::read().ok().and_then(|table| self.id(&table));
+        if let Some(Err(error)) = id.map(|id| unmount(id, How::Lazily)) {
+            tracing::warn!("{error}");
+        }
+    }
+
     /// Whether the mountpoint is a regular file.
     pub(super) fn is_file(&self) -> bool {
         self.description.is_file
@@ -147,12 +157,16 @@ impl Kept {
         is_named && self.id(&table).is_some() && is_connected(self.connection.as_fd())
     }
 
-    /// The mount, to go on with the same content.
+    /// The mount, to go on with the same content in the same way; `way` as [`keep`] was told.
     ///
     /// # Errors
-    /// It is gone, or the content is another one.
-    pub(super) fn attached(self, content: Option<&str>) -> Result<(OwnedFd, Attached), MountError> {
+    /// It is gone, or the content is another one, or what the kernel was told.
+    pub(super) fn attached(&self, content: Option<&str>, way: &str) -> Result<(OwnedFd, Attached), MountError> {
         let Description { mountpoint, .. } = &self.description;
+        if way != self.description.way {
+            let why = "its options are others now, and the kernel goes by those it was mounted with";
+            return Err(MountError::Takeover { mountpoint: mountpoint.clone(), why });
+        }
         if content != Some(self.description.content.as_str()) {
             let why = "its content is not what was mounted there before; it cannot go on";
             return Err(MountError::Takeover { mountpoint: mountpoint.clone(), why });
@@ -162,8 +176,8 @@ impl Kept {
             mountpoint: mountpoint.clone(),
             why: "it was unmounted meanwhile",
         })?;
-        let fd = self.connection.try_clone().map_err(MountError::system("dup"))?;
-        Ok((fd, Attached::of(mountpoint.clone(), id, self.connection)))
+        let clone = || self.connection.try_clone().map_err(MountError::system("dup"));
+        Ok((clone()?, Attached::of(mountpoint.clone(), id, clone()?)))
     }
 
     /// The number of the device stays as long as the connection; that of the mount may change with the namespace.
@@ -209,6 +223,7 @@ mod tests {
             major: 0,
             minor: 77,
             content: "tree 00ff".into(),
+            way: "nosuid".into(),
             is_file: false,
             init: vec![0, 1, 255],
         }
@@ -245,10 +260,12 @@ mod tests {
     #[test]
     fn other_content_is_not_served_on() {
         let kept = || Kept { connection: connection(), description: description() };
-        let refused = kept().attached(Some("tree 00fe")).unwrap_err().to_string();
+        let refused = kept().attached(Some("tree 00fe"), "nosuid").unwrap_err().to_string();
         assert!(refused.starts_with("mount on /mnt/a b: its content is not what was mounted"), "{refused}");
-        assert!(kept().attached(None).is_err());
-        let gone = kept().attached(Some("tree 00ff")).unwrap_err().to_string();
+        assert!(kept().attached(None, "nosuid").is_err());
+        let refused = kept().attached(Some("tree 00ff"), "suid").unwrap_err().to_string();
+        assert!(refused.starts_with("mount on /mnt/a b: its options are others now"), "{refused}");
+        let gone = kept().attached(Some("tree 00ff"), "nosuid").unwrap_err().to_string();
         assert_eq!(gone, "mount on /mnt/a b: it was unmounted meanwhile");
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::health::MemberHealth;
 use super::latency::Latencies;
-use super::{BlockingStore, Fetched, Store, StoreError, Stored};
+use super::{BlockingStore, Store, StoreError, Stored};
 use crate::digest::ChunkId;
 use crate::report::gauge::Inside;
 use crate::report::histogram::HistogramSnapshot;
@@ -192,21 +192,6 @@ impl Store for Observed {
             let answer = self.store.fetch(id).await;
             request.stored(&answer);
             answer
-        })
-    }
-
-    fn fetch_avoiding<'a>(
-        &'a self,
-        id: ChunkId,
-        avoid: &'a [String],
-    ) -> BoxFuture<'a, Result<Option<Fetched>, StoreError>> {
-        // Of several stores behind one each has a recorder of its own, and only they know which was asked.
-        Box::pin(async move {
-            if avoid.iter().any(|name| name == self.name()) {
-                return Ok(None);
-            }
-            let stored = self.fetch(id).await?;
-            Ok(stored.map(|stored| Fetched { stored, store: self.name().to_owned() }))
         })
     }
 

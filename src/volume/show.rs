@@ -5,9 +5,10 @@
 //! `umask` takes permission bits from every file, and from every entry of an ACL, since an ACL would give them back. File capabilities
 //! are shown as they are stored.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::config::ShowConfig;
+use crate::format::catar::PosixAcl;
 
 /// What the kernel shows for an id that it has none for (`/proc/sys/kernel/overflowuid`).
 pub const OVERFLOW_ID: u32 = 65534;
@@ -15,15 +16,8 @@ pub const OVERFLOW_ID: u32 = 65534;
 /// The id that means "no id" to every system call (`(uid_t) -1`).
 const NO_ID: u32 = u32::MAX;
 
-/// The attributes that hold ACLs (linux/posix_acl_xattr.h): a version of 4 bytes, then entries of tag and permissions (2 bytes each) and
-/// id (4 bytes), all little-endian.
+/// The attributes that hold ACLs.
 const ACL_NAMES: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
-const ACL_VERSION: [u8; 4] = 2u32.to_le_bytes();
-const ACL_ENTRY_BYTES: usize = 8;
-const ACL_USER_OBJ: u16 = 0x01;
-const ACL_USER: u16 = 0x02;
-const ACL_GROUP: u16 = 0x08;
-const ACL_OTHER: u16 = 0x20;
 
 /// How files are shown. The default is: as they are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -70,27 +64,18 @@ impl Show {
         if (self.umask == 0 && self.id_shift == 0) || !ACL_NAMES.contains(&name) {
             return stored.clone();
         }
-        let Some(entries) = stored.strip_prefix(&ACL_VERSION).filter(|rest| rest.len() % ACL_ENTRY_BYTES == 0) else {
-            return stored.clone();
-        };
-        let mut shown = BytesMut::with_capacity(stored.len());
-        shown.extend_from_slice(&ACL_VERSION);
-        for entry in entries.chunks_exact(ACL_ENTRY_BYTES) {
-            let tag = u16::from_le_bytes([entry[0], entry[1]]);
-            let permissions = u16::from_le_bytes([entry[2], entry[3]]);
-            let id = u32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);
-            // All that is neither owner nor other is of the group's class, the mask too.
-            let hidden = match tag {
-                ACL_USER_OBJ => self.umask >> 6,
-                ACL_OTHER => self.umask,
-                _ => self.umask >> 3,
-            };
-            let id = if matches!(tag, ACL_USER | ACL_GROUP) { self.shifted(id) } else { id };
-            shown.extend_from_slice(&tag.to_le_bytes());
-            shown.extend_from_slice(&(permissions & !(hidden & 0o7)).to_le_bytes());
-            shown.extend_from_slice(&id.to_le_bytes());
+        let Ok(mut acl) = PosixAcl::parse(stored) else { return stored.clone() };
+        let hide = |permissions: &mut u64, class: u16| *permissions &= !u64::from(self.umask >> class & 0o7);
+        hide(&mut acl.user_obj, 6);
+        hide(&mut acl.other, 0);
+        // All that is neither owner nor other is of the group's class, the mask too.
+        hide(&mut acl.group_obj, 3);
+        acl.mask.iter_mut().for_each(|mask| hide(mask, 3));
+        for entry in acl.users.iter_mut().chain(&mut acl.groups) {
+            hide(&mut entry.permissions, 3);
+            entry.id = self.shifted(entry.id as u32).into();
         }
-        shown.freeze()
+        acl.to_bytes().into()
     }
 
     fn shifted(&self, stored: u32) -> u32 {
@@ -124,23 +109,23 @@ mod tests {
         let entry = |tag: u16, permissions: u16, id: u32| {
             [&tag.to_le_bytes()[..], &permissions.to_le_bytes(), &id.to_le_bytes()].concat()
         };
-        let acl = |entries: &[Vec<u8>]| Bytes::from([&ACL_VERSION[..], &entries.concat()].concat());
+        let acl = |entries: &[Vec<u8>]| Bytes::from([&2u32.to_le_bytes()[..], &entries.concat()].concat());
         let stored = acl(&[
-            entry(ACL_USER_OBJ, 7, NO_ID),
-            entry(ACL_USER, 7, 1000),
+            entry(0x01, 7, NO_ID),
+            entry(0x02, 7, 1000),
             entry(0x04, 7, NO_ID),
-            entry(ACL_GROUP, 5, 50),
+            entry(0x08, 5, 50),
             entry(0x10, 7, NO_ID),
-            entry(ACL_OTHER, 5, NO_ID),
+            entry(0x20, 5, NO_ID),
         ]);
         let show = Show { umask: 0o127, id_shift: 10, ..Show::default() };
         let shown = acl(&[
-            entry(ACL_USER_OBJ, 6, NO_ID),
-            entry(ACL_USER, 5, 1010),
+            entry(0x01, 6, NO_ID),
+            entry(0x02, 5, 1010),
             entry(0x04, 5, NO_ID),
-            entry(ACL_GROUP, 5, 60),
+            entry(0x08, 5, 60),
             entry(0x10, 5, NO_ID),
-            entry(ACL_OTHER, 0, NO_ID),
+            entry(0x20, 0, NO_ID),
         ]);
         for name in ACL_NAMES {
             assert_eq!(show.xattr(name, &stored), shown);

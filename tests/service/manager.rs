@@ -31,6 +31,8 @@ const END: &[u8] = b"END OF TEST";
 /// A manager and its one service, which is ended when this is dropped.
 pub struct Manager {
     socket: PathBuf,
+    /// Ends the listening thread, also when the path of the socket is gone.
+    to_listener: UnixDatagram,
     heard: Arc<Mutex<Heard>>,
     listener: Option<JoinHandle<()>>,
     service: Option<Child>,
@@ -50,11 +52,14 @@ impl Manager {
     pub fn new(dir: &Path, command: impl Fn() -> Command + 'static) -> Self {
         let socket = dir.join("notify");
         let listening = UnixDatagram::bind(&socket).expect("a socket can be made");
+        let to_listener = UnixDatagram::unbound().expect("a socket can be made");
+        to_listener.connect(&socket).expect("it listens");
         let heard = Arc::new(Mutex::new(Heard::default()));
         let shared = Arc::clone(&heard);
         let listener = std::thread::spawn(move || while listen(&listening, &shared) {});
         Self {
             socket,
+            to_listener,
             heard,
             listener: Some(listener),
             service: None,
@@ -62,6 +67,11 @@ impl Manager {
             watchdog: None,
             stderr: dir.join("stderr"),
         }
+    }
+
+    /// The unit says another command from now on.
+    pub fn set_command(&mut self, command: impl Fn() -> Command + 'static) {
+        self.command = Box::new(command);
     }
 
     /// Wants to hear of the service so often.
@@ -208,7 +218,7 @@ impl Drop for Manager {
         if let Some(mut service) = self.service.take() {
             run::kill_group(&mut service);
         }
-        let _ = UnixDatagram::unbound().and_then(|socket| socket.send_to(END, &self.socket));
+        let _ = self.to_listener.send(END);
         if let Some(listener) = self.listener.take() {
             let _ = listener.join();
         }
