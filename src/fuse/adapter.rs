@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 use super::answer::{Answerer, Asked, Refuse};
 use super::convert::{file_attr, file_type};
 use super::gate::Gate;
+use super::listing::Listings;
 use super::passthrough::Opens;
 use super::requests::Requests;
 use crate::report::Report;
@@ -53,6 +54,7 @@ pub(super) struct Adapter {
     /// Whether the kernel may read files itself, as it was asked.
     passthrough: Option<bool>,
     opens: Opens,
+    listings: Arc<Listings>,
     /// The kernel goes without OPENDIR once it is told ENOSYS.
     no_opendir: bool,
 }
@@ -79,22 +81,33 @@ impl Adapter {
         gate: Arc<Gate>,
     ) -> Self {
         let answerer = Answerer::new(runtime, requests, Arc::clone(&report), gate);
-        Self { volume, answerer, report, passthrough, opens: Opens::unknown(), no_opendir: false }
+        Self {
+            volume,
+            answerer,
+            report,
+            passthrough,
+            opens: Opens::unknown(),
+            listings: Arc::new(Listings::new(false)),
+            no_opendir: false,
+        }
     }
 }
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        self.listings = Arc::new(Listings::negotiate(&*self.volume, config));
         // One by one: fuser refuses a whole set for one flag that the kernel lacks. Each is an improvement only.
         let mut enable = |flag| config.add_capabilities(flag).is_ok();
         enable(InitFlags::FUSE_PARALLEL_DIROPS);
-        enable(InitFlags::FUSE_DO_READDIRPLUS);
         enable(InitFlags::FUSE_CACHE_SYMLINKS);
         enable(InitFlags::FUSE_EXPLICIT_INVAL_DATA);
         enable(InitFlags::FUSE_ASYNC_DIO);
         enable(InitFlags::FUSE_HAS_IOCTL_DIR);
         // A directory whose names change must be asked for them anew each time, which only an answer to OPENDIR can say.
-        self.no_opendir = self.volume.lasts(ROOT_INO) == FOREVER && enable(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        // So must one whose names may be kept without attributes.
+        self.no_opendir = self.volume.lasts(ROOT_INO) == FOREVER
+            && !self.listings.are_sampled()
+            && enable(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         if self.volume.has_acls() && !enable(InitFlags::FUSE_POSIX_ACL) {
             // Without it the group bits of a file with an ACL, which hold the ACL's mask, would be taken for its group's.
             tracing::warn!("this kernel does not enforce POSIX ACLs on FUSE mounts: permissions are wider than stored");
@@ -107,8 +120,10 @@ impl Filesystem for Adapter {
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = name.as_bytes().to_vec();
         let (names_last, asked) = (self.volume.lasts(parent.0), Arc::clone(&self.volume));
+        let listings = Arc::clone(&self.listings);
         let send = move |reply: ReplyEntry, found: Option<Attr>| match found {
             Some(attr) => {
+                listings.looked_up(attr.kind);
                 reply.entry_with_ttls(&asked.lasts(attr.ino), &names_last, &file_attr(&attr), Generation(0));
             }
             None => reply.entry(&names_last, &no_such_entry(), Generation(0)),
@@ -181,13 +196,14 @@ impl Filesystem for Adapter {
         match self.no_opendir {
             true => reply.error(Errno::ENOSYS),
             false if self.volume.lasts(ino.0) < FOREVER => reply.opened(FileHandle(0), FopenFlags::empty()),
-            false => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR),
+            false => reply.opened(FileHandle(0), self.listings.open_flags(ino.0)),
         }
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectory) {
         let from = offset.saturating_sub(N_DOTS);
         let max_entries = READDIR_BYTES / DIRENT_BYTES;
+        let listings = Arc::clone(&self.listings);
         ask!(
             self,
             "readdir",
@@ -200,13 +216,16 @@ impl Filesystem for Adapter {
                         return reply.ok();
                     }
                 }
+                let mut n_files = 0;
                 for entry in &listing.entries {
                     let name = OsStr::from_bytes(&entry.name);
                     let kind = file_type(entry.attr.kind);
                     if reply.add(INodeNo(entry.attr.ino), N_DOTS + entry.next_offset, kind, name) {
                         break;
                     }
+                    n_files += u32::from(kind != FileType::Directory);
                 }
+                listings.listed(ino.0, n_files);
                 reply.ok();
             }
         );
@@ -214,7 +233,7 @@ impl Filesystem for Adapter {
 
     fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
         let from = offset.saturating_sub(N_DOTS);
-        let max_entries = READDIR_BYTES / DIRENT_PLUS_BYTES;
+        let max_entries = self.listings.n_entries(&*self.volume, ino.0, offset, READDIR_BYTES / DIRENT_PLUS_BYTES);
         let names_last = self.volume.lasts(ino.0);
         ask!(
             self,

@@ -2,7 +2,8 @@
 //!
 //! * [`serve`] answers the kernel's first request and gives a [`Session`]; [`Session::run`] serves until the mount is gone.
 //! * `adapter` has one function for each request; `answer` replies at once or moves the reply into a task; `convert` turns our
-//!   types into fuser's; `passthrough` lets the kernel read complete local copies itself.
+//!   types into fuser's; `passthrough` lets the kernel read complete local copies itself; `listing` leaves attributes out where nobody uses
+//!   them.
 //! * [`handover`]: a connection that outlives its process; [`gate`]: the end of taking requests.
 //! * [`requests`] are those under way, [`trace`] writes down all of them.
 //!
@@ -14,6 +15,7 @@ mod answer;
 mod convert;
 pub mod gate;
 pub mod handover;
+mod listing;
 mod passthrough;
 pub mod requests;
 pub mod trace;

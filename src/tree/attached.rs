@@ -116,6 +116,11 @@ impl Tree {
         self.attached.read().unwrap_or_else(PoisonError::into_inner).state
     }
 
+    /// Whether the tree answers from a metadata table.
+    pub fn has_table(&self) -> bool {
+        self.attached.read().unwrap_or_else(PoisonError::into_inner).in_use.is_some()
+    }
+
     /// Says how far a table is that is not in use yet.
     pub fn set_table_state(&self, state: TableState) {
         self.write(|attached| {

@@ -177,6 +177,11 @@ pub trait Volume: Debug + Send + Sync {
         None
     }
 
+    /// Whether attributes are found without asking a store. Then a listing may leave them to those who want them. May change at any time.
+    fn has_attributes_at_hand(&self) -> bool {
+        false
+    }
+
     /// Type of the root: a directory, or a regular file for a mount on a file.
     fn root_kind(&self) -> FileKind;
 

@@ -151,6 +151,10 @@ impl Volume for TreeVolume {
         Some(format!("tree {}", self.shared.tree.blob().identity()?))
     }
 
+    fn has_attributes_at_hand(&self) -> bool {
+        self.shared.tree.has_table()
+    }
+
     fn root_kind(&self) -> FileKind {
         kind_of(self.shared.tree.root())
     }
