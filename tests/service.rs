@@ -6,6 +6,7 @@ mod manager;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -267,6 +268,30 @@ fn a_service_that_cannot_go_on_lets_those_go_who_wait_for_it() {
     assert!(contents(&elsewhere.mnt) == contents(&elsewhere.tree));
     assert!(!is_mountpoint(&elsewhere.scratch.join("mnt")));
     assert!(manager.end(Signal::SIGTERM).success());
+}
+
+#[test]
+fn a_recording_goes_on_in_the_next_process() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    let (profile, part) = (ground.scratch.join("t.profile"), ground.scratch.join("t.profile.part"));
+    let mut manager = manager(&ground, &["--record", profile.to_str().unwrap(), "--profile", "no"]);
+    let lines = |path: &Path| -> Vec<String> {
+        fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
+    };
+    manager.start();
+    fs::read(ground.mnt.join("dir 0/file 5")).unwrap();
+    manager.until("it is written", |_| lines(&part).len() > 1);
+    manager.end(Signal::SIGKILL);
+    let first = lines(&part);
+    manager.start();
+    fs::read(ground.mnt.join("dir 3/file 5")).unwrap();
+    assert!(manager.end(Signal::SIGTERM).success());
+    let all = lines(&profile);
+    assert!(all.starts_with(&first) && all.len() > first.len(), "{first:?}, then {all:?}");
+    assert!(!part.exists());
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Metadata tables: what is answered from one is what the archive says, nothing is fetched for it, and a wrong or damaged one is noticed.
 
+mod listing;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};

@@ -105,11 +105,13 @@ pub(super) fn mount(
     let serve = |served: Served| {
         let Served { volume, fd, runtime, handover, confinement, .. } = served;
         let at = MountedAt::find(&fd, &request.mountpoint);
-        let session = fuse::serve(volume, fd, settings, runtime.clone(), Arc::clone(&report), &handover)?;
+        let session = fuse::serve(volume, fd, settings, runtime.clone(), Arc::clone(&report), &handover)
+            .map_err(MountError::Serve)?;
         let opened = opened.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (live, beside) = opened.ok_or_else(|| io::Error::other("served before it was opened"))?;
+        let (live, beside) =
+            opened.ok_or_else(|| MountError::Serve(io::Error::other("served before it was opened")))?;
         let background = confined(&confinement, Role::Worker, || Background::start(&live, &runtime));
-        let background = background.map_err(io::Error::other)?;
+        let background = background.map_err(|error| MountError::Open(error.into()))?;
         let manager = request.service.manager.clone();
         let held = Arc::clone(&confinement);
         let around = Box::new(move |begins: bool| match begins {

@@ -19,7 +19,7 @@
 use crate::format::catar::node::{MODE_DIRECTORY, MODE_TYPE};
 
 /// First bytes of a table, and of its tail; the digit is the version of the format.
-pub const MAGIC: &[u8; 8] = b"caifs-m1";
+pub const MAGIC: &[u8; 8] = b"caifs-m2";
 
 /// Bytes of content in a block. Smaller ones compress worse; larger ones make a look-up read more.
 pub const BLOCK_BYTES: usize = 32 << 10;
@@ -89,6 +89,8 @@ pub struct Tail {
     pub content_bytes: u64,
     /// Files, the root among them.
     pub n_nodes: u64,
+    /// How many of them are directories.
+    pub n_directories: u64,
     /// Where the root's record is, in the content.
     pub root_at: u64,
     /// Where the first [`BlockRef`] is, in the file.
@@ -119,6 +121,7 @@ impl Tail {
         put(&mut bytes, 80, &self.n_nodes.to_le_bytes());
         put(&mut bytes, 88, &self.root_at.to_le_bytes());
         put(&mut bytes, 96, &self.refs_at.to_le_bytes());
+        put(&mut bytes, 104, &self.n_directories.to_le_bytes());
         let sum = checksum(&bytes[..TAIL_BYTES - 8]);
         put(&mut bytes, TAIL_BYTES - 8, &sum.to_le_bytes());
         bytes
@@ -155,6 +158,7 @@ impl Tail {
             n_nodes: u64_at(bytes, 80),
             root_at: u64_at(bytes, 88),
             refs_at: u64_at(bytes, 96),
+            n_directories: u64_at(bytes, 104),
         };
         if tail.content_bytes > MAX_CONTENT_BYTES || tail.root_at >= tail.content_bytes {
             return damaged("its content is too long or lacks the root");

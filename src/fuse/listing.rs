@@ -16,7 +16,14 @@ use fuser::{FopenFlags, InitFlags, KernelConfig};
 
 use crate::volume::{FileKind, Volume};
 
-/// Names in a sample. A directory that has no more costs no request more than if it were given whole.
+/// Directories must have so many files, on average, for samples: each costs two requests more, which is what attributes of some fifteen
+/// files cost.
+const LEAST_MEAN_CHILDREN: u64 = 32;
+
+/// A directory of no more names is given whole.
+const WHOLE_ENTRIES: usize = 24;
+
+/// Names in a sample.
 const SAMPLE_ENTRIES: usize = 8;
 
 /// Bare names and lookups that are remembered; of more, one half counts.
@@ -44,8 +51,8 @@ impl Listings {
     pub(super) fn negotiate(volume: &dyn Volume, config: &mut KernelConfig) -> Self {
         let mut enable = |flag| config.add_capabilities(flag).is_ok();
         let is_plus = enable(InitFlags::FUSE_DO_READDIRPLUS);
-        let is_auto = is_plus && volume.has_attributes_at_hand() && enable(InitFlags::FUSE_READDIRPLUS_AUTO);
-        Self::new(is_auto)
+        let is_worth_it = volume.mean_children().is_some_and(|n| n >= LEAST_MEAN_CHILDREN);
+        Self::new(is_plus && is_worth_it && enable(InitFlags::FUSE_READDIRPLUS_AUTO))
     }
 
     /// `is_auto` as the kernel agreed.
@@ -69,13 +76,13 @@ impl Listings {
         }
     }
 
-    /// How many names the answer to a READDIRPLUS shall have, of `max_entries`, when it goes on after `offset`.
-    pub(super) fn n_entries(&self, volume: &dyn Volume, ino: u64, offset: u64, max_entries: usize) -> usize {
+    /// How much of a directory the answer to a READDIRPLUS shall have that goes on after `offset`.
+    pub(super) fn extent(&self, volume: &dyn Volume, ino: u64, offset: u64) -> Extent {
         let Some((word, bit)) = self.mark(ino).filter(|_| offset == 0 && volume.has_attributes_at_hand()) else {
-            return max_entries;
+            return Extent::Full;
         };
         word.fetch_and(!bit, Ordering::Relaxed);
-        if self.counts.begin() { SAMPLE_ENTRIES.min(max_entries) } else { max_entries }
+        if self.counts.begin() { Extent::Sample } else { Extent::Full }
     }
 
     /// Names of so many files of a directory were listed without attributes. (Those of directories are looked up by everybody.)
@@ -99,6 +106,33 @@ impl Listings {
         let hash = ino.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - BARE_WORDS.ilog2() - u64::BITS.ilog2());
         let word = self.bare.as_ref()?.get(usize::try_from(hash).unwrap_or_default() / 64)?;
         Some((word, 1 << (hash % 64)))
+    }
+}
+
+/// How much of a directory an answer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// As much as there is room for.
+    Full,
+    /// All of a small directory, little of another.
+    Sample,
+}
+
+impl Extent {
+    /// How many entries are needed to know what the answer has, if there is room for `max_entries`.
+    pub(super) fn n_asked(self, max_entries: usize) -> usize {
+        match self {
+            Self::Full => max_entries,
+            Self::Sample => max_entries.min(WHOLE_ENTRIES + 1),
+        }
+    }
+
+    /// How many of those that there are.
+    pub(super) fn n_given(self, n_there: usize) -> usize {
+        match self {
+            Self::Sample if n_there > WHOLE_ENTRIES => SAMPLE_ENTRIES,
+            Self::Full | Self::Sample => n_there,
+        }
     }
 }
 
@@ -166,6 +200,13 @@ mod tests {
         assert!(counts.are_wanted());
         (0..100).for_each(|_| counts.listed(100));
         assert!(!counts.are_wanted());
+    }
+
+    #[test]
+    fn a_sample_has_all_of_a_small_directory() {
+        assert_eq!((Extent::Full.n_asked(200), Extent::Sample.n_asked(200)), (200, WHOLE_ENTRIES + 1));
+        assert_eq!((Extent::Full.n_given(200), Extent::Sample.n_given(WHOLE_ENTRIES)), (200, WHOLE_ENTRIES));
+        assert_eq!(Extent::Sample.n_given(WHOLE_ENTRIES + 1), SAMPLE_ENTRIES);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::cache::source::Source;
 use crate::report::Report;
@@ -24,6 +24,10 @@ const MAX_WAITING: usize = 8192;
 
 /// How long a line waits in memory when nothing else comes.
 const FLUSH_AFTER: Duration = Duration::from_millis(250);
+
+/// How long the end waits for the disk, and how often it looks.
+const END_LIMIT: Duration = Duration::from_secs(2);
+const END_PAUSE: Duration = Duration::from_millis(1);
 
 /// What a request came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,14 +93,20 @@ impl Trace {
         self.is_to_reopen.store(true, Ordering::Relaxed);
     }
 
-    /// Writes what waits, and ends. Lines after this are lost.
+    /// Writes what waits, and ends. Lines after this are lost, and so are those that the disk does not take in time.
     pub fn finish(&self) {
-        let thread = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            // The writer is gone if this fails, and then there is nothing to wait for.
-            drop(self.lines.send(Message::End));
-            drop(thread.join());
+        let Some(thread) = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let deadline = Instant::now() + END_LIMIT;
+        let mut is_told = false;
+        while !thread.is_finished() {
+            // There is room in the queue as soon as the disk takes something. The writer is gone if it takes nothing more.
+            is_told = is_told || !matches!(self.lines.try_send(Message::End), Err(TrySendError::Full(_)));
+            if Instant::now() > deadline {
+                return tracing::warn!("access trace: its disk does not answer, what waits for it is lost");
+            }
+            std::thread::sleep(END_PAUSE);
         }
+        drop(thread.join());
     }
 }
 

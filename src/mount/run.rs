@@ -97,7 +97,7 @@ pub enum MountOutcome {
 pub fn mount<O, S, R>(request: &MountRequest, open: O, serve: S) -> Result<MountOutcome, MountError>
 where
     O: FnOnce(&Runtime, bool) -> Result<Arc<dyn Volume>, BoxError> + Send,
-    S: FnOnce(Served) -> io::Result<R>,
+    S: FnOnce(Served) -> Result<R, MountError>,
     R: FnOnce() -> io::Result<()> + Send,
 {
     let outcome = open_log(request).and_then(|log| match request.place {
@@ -129,7 +129,7 @@ fn service<O, S, R>(
 ) -> Result<(), MountError>
 where
     O: FnOnce(&Runtime, bool) -> Result<Arc<dyn Volume>, BoxError> + Send,
-    S: FnOnce(Served) -> io::Result<R>,
+    S: FnOnce(Served) -> Result<R, MountError>,
     R: FnOnce() -> io::Result<()> + Send,
 {
     // Before the descriptors of the caller are closed, of which it is one.
@@ -186,7 +186,7 @@ impl Stage<'_> {
     ) -> Result<(), MountError>
     where
         O: FnOnce(&Runtime, bool) -> Result<Arc<dyn Volume>, BoxError> + Send,
-        S: FnOnce(Served) -> io::Result<R>,
+        S: FnOnce(Served) -> Result<R, MountError>,
         R: FnOnce() -> io::Result<()> + Send,
     {
         let Self { request, watch, .. } = self;
@@ -208,7 +208,7 @@ impl Stage<'_> {
             handover: Arc::clone(&handover),
             confinement: Arc::clone(&self.confinement),
         };
-        let run = serve(served).map_err(MountError::Serve)?;
+        let run = serve(served)?;
         self.confinement.check()?;
         if let Some(attached) = attached {
             self.set_read_ahead(attached);

@@ -121,6 +121,11 @@ impl Tree {
         self.attached.read().unwrap_or_else(PoisonError::into_inner).in_use.is_some()
     }
 
+    /// How many files a directory has, on average. `None` when that is unknown.
+    pub fn mean_children(&self) -> Option<u64> {
+        self.table().and_then(|in_use| in_use.table.n_nodes().checked_div(in_use.table.n_directories()))
+    }
+
     /// Says how far a table is that is not in use yet.
     pub fn set_table_state(&self, state: TableState) {
         self.write(|attached| {

@@ -177,9 +177,14 @@ pub trait Volume: Debug + Send + Sync {
         None
     }
 
-    /// Whether attributes are found without asking a store. Then a listing may leave them to those who want them. May change at any time.
+    /// Whether attributes are found without asking a store: then a listing may leave them to those who want them. May change at any time.
     fn has_attributes_at_hand(&self) -> bool {
         false
+    }
+
+    /// How many files a directory has, on average. `None` when that is unknown.
+    fn mean_children(&self) -> Option<u64> {
+        None
     }
 
     /// Type of the root: a directory, or a regular file for a mount on a file.

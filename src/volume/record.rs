@@ -1,14 +1,15 @@
 //! Recording a profile: which chunks are touched first, in which order, and when.
 //!
-//! While a mount lives, its profile grows in `FILE.part`; when it ends, that becomes `FILE`. A process that was killed leaves
-//! `FILE.part`, which is a profile of what was read until a second before. The format is [`crate::format::profile`]'s.
+//! While a mount lives, its profile grows in `FILE.part`; when it ends, that becomes `FILE`. A process that was killed, or has left its mount to
+//! the next one, leaves `FILE.part`, which is a profile of what was read until a second before; the next recording goes on with it. The format
+//! is [`crate::format::profile`]'s.
 //!
 //! Invariant: what a recording holds in memory is bounded by [`MAX_PROFILE_CHUNKS`]; it ends there.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use crate::cache::Touches;
 use crate::digest::ChunkId;
-use crate::format::profile::{HEADER, MAX_PROFILE_CHUNKS, Touch};
+use crate::format::profile::{HEADER, MAX_PROFILE_BYTES, MAX_PROFILE_CHUNKS, Profile, Touch};
 
 /// How often what was touched is written.
 pub const FLUSH: Duration = Duration::from_secs(1);
@@ -30,6 +31,8 @@ pub struct Recorder {
     path: PathBuf,
     part_path: PathBuf,
     started: Instant,
+    /// How long it took before, in milliseconds.
+    ms_before: u64,
     /// Never held over I/O.
     touched: Mutex<Touched>,
     /// `None` when it is over. Held over writing, so only by those who write; `touched` is taken under it.
@@ -46,24 +49,29 @@ struct Touched {
 }
 
 impl Recorder {
-    /// Begins a recording that becomes `path` at its end.
+    /// Begins a recording that becomes `path` at its end, or goes on with one that did not come to its end.
     ///
     /// # Errors
-    /// The file beside it cannot be made.
+    /// The file beside it cannot be made or read.
     pub fn start(path: &Path) -> io::Result<Self> {
         let mut part_path = OsString::from(path);
         part_path.push(".part");
         let part_path = PathBuf::from(part_path);
         // A file of another user in a directory for everybody is not written through.
         let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).custom_flags(libc::O_NOFOLLOW).mode(FILE_MODE);
+        options.read(true).write(true).create(true).truncate(false).custom_flags(libc::O_NOFOLLOW).mode(FILE_MODE);
         let mut file = options.open(&part_path)?;
-        file.write_all(format!("{HEADER}\n").as_bytes())?;
+        let before = go_on(&mut file)?;
+        let ms_before = before.touches.last().map_or(0, |touch| touch.ms);
+        let mut touched = Touched::default();
+        touched.met.extend(before.touches.iter().map(|touch| touch.id.prefix()));
+        touched.is_full = touched.met.len() >= MAX_PROFILE_CHUNKS;
         Ok(Self {
             path: path.to_owned(),
             part_path,
             started: Instant::now(),
-            touched: Mutex::default(),
+            ms_before,
+            touched: Mutex::new(touched),
             file: Mutex::new(Some(file)),
         })
     }
@@ -107,6 +115,23 @@ impl Recorder {
     }
 }
 
+/// What an earlier recording has left in its file, which is then ready for more: whole lines only. What is no profile is taken away.
+fn go_on(file: &mut File) -> io::Result<Profile> {
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    (&*file).take(MAX_PROFILE_BYTES).read_to_end(&mut bytes)?;
+    let n_whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+    let before = Profile::parse(&bytes[..n_whole]).ok();
+    file.set_len(if before.is_some() { n_whole as u64 } else { 0 })?;
+    file.seek(SeekFrom::End(0))?;
+    if before.is_none() {
+        file.write_all(format!("{HEADER}\n").as_bytes())?;
+    }
+    Ok(before.unwrap_or_default())
+}
+
 impl Touches for Recorder {
     fn touched(&self, id: ChunkId) {
         let key = id.prefix();
@@ -114,7 +139,7 @@ impl Touches for Recorder {
         if touched.is_full || !touched.met.insert(key) {
             return;
         }
-        let ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(self.ms_before);
         Touch { ms, id }.write_line(&mut touched.lines);
         if touched.met.len() >= MAX_PROFILE_CHUNKS {
             touched.is_full = true;
@@ -155,6 +180,33 @@ mod tests {
         touch(2);
         recorder.finish().unwrap();
         assert_eq!(ids(&path), [5, 3, 9, 1], "it is over");
+    }
+
+    #[test]
+    fn what_was_not_ended_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, part) = (dir.path().join("p"), dir.path().join("p.part"));
+        let touch = |recorder: &Recorder, n: u8| recorder.touched(ChunkId([n; CHUNK_ID_BYTES]));
+        let killed = Recorder::start(&path).unwrap();
+        [5, 3].into_iter().for_each(|n| touch(&killed, n));
+        killed.flush().unwrap();
+        drop(killed);
+        let written = std::fs::read(&part).unwrap();
+        // Torn in the middle of a line, too.
+        for torn in [&b""[..], b"17 00ff"] {
+            std::fs::write(&part, [&written[..], torn].concat()).unwrap();
+            let next = Recorder::start(&path).unwrap();
+            [3, 7].into_iter().for_each(|n| touch(&next, n));
+            next.finish().unwrap();
+            assert_eq!(ids(&path), [5, 3, 7]);
+        }
+        std::fs::write(&part, "what is no profile\n").unwrap();
+        let anew = Recorder::start(&path).unwrap();
+        touch(&anew, 1);
+        anew.finish().unwrap();
+        assert_eq!(ids(&path), [1]);
+        assert!(nix::unistd::mkfifo(&part, nix::sys::stat::Mode::S_IRWXU).is_ok());
+        assert!(Recorder::start(&path).is_err(), "it does not wait for a writer");
     }
 
     #[test]

@@ -155,6 +155,10 @@ impl Volume for TreeVolume {
         self.shared.tree.has_table()
     }
 
+    fn mean_children(&self) -> Option<u64> {
+        self.shared.tree.mean_children()
+    }
+
     fn root_kind(&self) -> FileKind {
         kind_of(self.shared.tree.root())
     }

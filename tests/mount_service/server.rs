@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use caifs::mount::Service;
 use caifs::mount::options::{KernelOptions, VfsFlags};
 use caifs::mount::run::{MountOutcome, MountRequest, Place, Served, mount};
+use caifs::mount::{MountError, Service};
 use caifs::volume::{Answer, Attr, FileKind, Listing, Volume, VolumeError, VolumeStat};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData,
@@ -150,10 +150,11 @@ fn serve(wanted: &Wanted) -> u8 {
         },
         |Served { volume, fd, allow_other, .. }| {
             if wanted.behaviour == Behaviour::ServeFails {
-                return Err(io::Error::other("as asked for"));
+                return Err(MountError::Serve(io::Error::other("as asked for")));
             }
             let acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
-            let session = Session::from_fd(Trivial(volume.root_kind()), fd, acl, fuser::Config::default())?;
+            let session = Session::from_fd(Trivial(volume.root_kind()), fd, acl, fuser::Config::default())
+                .map_err(MountError::Serve)?;
             Ok(move || session.run())
         },
     );

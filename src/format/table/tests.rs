@@ -12,7 +12,7 @@ fn sum(bytes: &[u8]) -> u64 {
 fn tail() -> Tail {
     let kind = BindingKind::Plain { mtime_s: -5, mtime_nsec: 999 };
     let binding = Binding { archive_bytes: 1 << 41, kind, digest: [7; 32] };
-    Tail { binding, content_bytes: 3 * BLOCK_BYTES as u64 + 1, n_nodes: 5, root_at: 8, refs_at: 4000 }
+    Tail { binding, content_bytes: 3 * BLOCK_BYTES as u64 + 1, n_nodes: 5, n_directories: 2, root_at: 8, refs_at: 4000 }
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::format::table::{Children, NameRef};
 pub fn check(table: &Table) -> Result<(), TableFault> {
     let mut view = table.view(Wait::Allowed);
     let root = view.root()?;
-    let mut n_nodes = 1u64;
+    let (mut n_nodes, mut n_directories) = (1u64, 1u64);
     let mut levels = match view.children(&root)? {
         Some(children) => vec![Level::new(root, children)],
         None => return Err(TableFault("its root is not a directory".to_owned())),
@@ -37,15 +37,16 @@ pub fn check(table: &Table) -> Result<(), TableFault> {
             return Err(TableFault("it has more files than it says".to_owned()));
         }
         if let Some(children) = view.children(&found)? {
+            n_directories += 1;
             levels.push(Level::new(found, children));
             if levels.len() > MAX_DEPTH {
                 return Err(TableFault("directories are nested too deep".to_owned()));
             }
         }
     }
-    match n_nodes == table.n_nodes() {
+    match (n_nodes, n_directories) == (table.n_nodes(), table.n_directories()) {
         true => Ok(()),
-        false => Err(TableFault("it has fewer files than it says".to_owned())),
+        false => Err(TableFault("it has not as many files or directories as it says".to_owned())),
     }
 }
 

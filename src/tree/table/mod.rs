@@ -76,6 +76,11 @@ impl Table {
         self.blocks.tail.n_nodes
     }
 
+    /// How many of them are directories.
+    pub fn n_directories(&self) -> u64 {
+        self.blocks.tail.n_directories
+    }
+
     /// Of how many blocks its content is.
     pub fn n_blocks(&self) -> u64 {
         self.blocks.tail.n_blocks()

@@ -41,6 +41,7 @@ pub struct Writer {
     /// Places of attributes, by their digest.
     extras: HashMap<[u8; 32], u64>,
     n_nodes: u64,
+    n_directories: u64,
 }
 
 impl Writer {
@@ -48,7 +49,7 @@ impl Writer {
     pub fn new(plain: File, room: Room) -> Self {
         // The first bytes are left free, so that no place is 0, which means "none".
         let pending = vec![0; 8];
-        Self { plain, room, pending, pending_at: 0, extras: HashMap::new(), n_nodes: 0 }
+        Self { plain, room, pending, pending_at: 0, extras: HashMap::new(), n_nodes: 0, n_directories: 0 }
     }
 
     /// Files so far.
@@ -152,6 +153,7 @@ impl Writer {
         let Node { entry_offset, mtime_ns, uid, gid, .. } = *node;
         let extra_at = self.extra(node)?;
         self.n_nodes += 1;
+        self.n_directories += u64::from(node.is_directory());
         Ok(Record { entry_offset, mtime_ns, name_at, name_bytes, extra_at, mode, uid, gid, idx, n1, n2 })
     }
 
@@ -202,7 +204,8 @@ impl Writer {
         self.flush()?;
         let content_bytes = self.pending_at;
         let (mut at, mut refs) = (MAGIC.len() as u64, Vec::new());
-        let mut tail = Tail { binding, content_bytes, n_nodes: self.n_nodes, root_at, refs_at: 0 };
+        let Self { n_nodes, n_directories, .. } = self;
+        let mut tail = Tail { binding, content_bytes, n_nodes, n_directories, root_at, refs_at: 0 };
         out.write_all(MAGIC)?;
         let mut block = vec![0; BLOCK_BYTES];
         for block_idx in 0..tail.n_blocks() {
