@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,10 +27,15 @@ use crate::mount::service::Descriptors;
 use crate::mount::{BoxError, MountError, MountRequest, Place, Service, shown_source};
 use crate::report::Report;
 use crate::store::location::{FileLocation, Location, split_group};
+use crate::sys::limit_heaps;
 use crate::volume::Live;
 use crate::volume::background::Background;
 use crate::volume::backing::AUTO;
 use crate::volume::open::open_volume;
+
+/// Heaps of a mount. Measured while a tree of two million files was gone through, with a budget of 256 MiB: 299 MiB resident with sixteen,
+/// 241 with four, 229 with two, and sequential reads as fast with four as with sixteen.
+const HEAPS: RangeInclusive<usize> = 4..=8;
 
 /// How long the end of a mount waits for its cache.
 const KEEP_LIMIT: Duration = Duration::from_secs(2);
@@ -65,6 +71,8 @@ pub(super) fn mount(
         return remount::run(&args, shown_source(&options.source));
     }
     let Typed { location, source, options, again } = options;
+    let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
+    limit_heaps(n_cores.clamp(*HEAPS.start(), *HEAPS.end()) as u16);
     let report = Arc::new(Report::default());
     let request = MountRequest {
         source,

@@ -49,6 +49,16 @@ pub fn give_memory_back() {
     }
 }
 
+/// Lets the allocator have no more heaps than `n`, for the rest of the process: by default there are eight for each core, and what one of
+/// them has freed is of no use to a thread that has another. Does nothing where the allocator is not glibc's.
+pub fn limit_heaps(n: u16) {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a number under the allocator's own lock.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, n.into());
+    }
+}
+
 /// Where the handler writes; -1 as long as nobody asked.
 static SIGNAL_SINK: AtomicI32 = AtomicI32::new(-1);
 
