@@ -234,7 +234,7 @@ impl Filesystem for Adapter {
     fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
         let from = offset.saturating_sub(N_DOTS);
         let extent = self.listings.extent(&*self.volume, ino.0, offset);
-        let max_entries = extent.n_asked(READDIR_BYTES / DIRENT_PLUS_BYTES);
+        let max_entries = READDIR_BYTES / DIRENT_PLUS_BYTES;
         let names_last = self.volume.lasts(ino.0);
         ask!(
             self,
@@ -254,7 +254,7 @@ impl Filesystem for Adapter {
                         return reply.ok();
                     }
                 }
-                for entry in listing.entries.iter().take(extent.n_given(listing.entries.len())) {
+                for entry in listing.entries.iter().take(extent.n_given(&listing.entries)) {
                     let (attr, name) = (file_attr(&entry.attr), OsStr::from_bytes(&entry.name));
                     // What is unknown is looked up before it is used for anything.
                     let lasts = if entry.is_attr_known { names_last } else { Duration::ZERO };

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use fuser::{FopenFlags, InitFlags, KernelConfig};
 
-use crate::volume::{FileKind, Volume};
+use crate::volume::{DirEntry, FileKind, Volume};
 
 /// Directories must have so many files, on average, for samples: each costs two requests more, which is what attributes of some fifteen
 /// files cost.
@@ -114,24 +114,17 @@ impl Listings {
 pub(super) enum Extent {
     /// As much as there is room for.
     Full,
-    /// All of a small directory, little of another.
+    /// All of a small directory and of one of directories, which everybody looks up who goes on; little of another.
     Sample,
 }
 
 impl Extent {
-    /// How many entries are needed to know what the answer has, if there is room for `max_entries`.
-    pub(super) fn n_asked(self, max_entries: usize) -> usize {
+    /// How many it has of the entries that there is room for.
+    pub(super) fn n_given(self, entries: &[DirEntry]) -> usize {
+        let n_directories = || entries.iter().filter(|entry| entry.attr.kind == FileKind::Directory).count();
         match self {
-            Self::Full => max_entries,
-            Self::Sample => max_entries.min(WHOLE_ENTRIES + 1),
-        }
-    }
-
-    /// How many of those that there are.
-    pub(super) fn n_given(self, n_there: usize) -> usize {
-        match self {
-            Self::Sample if n_there > WHOLE_ENTRIES => SAMPLE_ENTRIES,
-            Self::Full | Self::Sample => n_there,
+            Self::Sample if entries.len() > WHOLE_ENTRIES && n_directories() * 2 < entries.len() => SAMPLE_ENTRIES,
+            Self::Full | Self::Sample => entries.len(),
         }
     }
 }
@@ -180,6 +173,7 @@ impl Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volume::Attr;
 
     const KEPT: FopenFlags = FopenFlags::FOPEN_CACHE_DIR.union(FopenFlags::FOPEN_KEEP_CACHE);
 
@@ -203,10 +197,33 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_has_all_of_a_small_directory() {
-        assert_eq!((Extent::Full.n_asked(200), Extent::Sample.n_asked(200)), (200, WHOLE_ENTRIES + 1));
-        assert_eq!((Extent::Full.n_given(200), Extent::Sample.n_given(WHOLE_ENTRIES)), (200, WHOLE_ENTRIES));
-        assert_eq!(Extent::Sample.n_given(WHOLE_ENTRIES + 1), SAMPLE_ENTRIES);
+    fn a_sample_has_all_of_a_small_directory_and_of_one_of_directories() {
+        let entry = |kind| DirEntry {
+            name: bytes::Bytes::from_static(b"name"),
+            attr: Attr {
+                ino: 2,
+                kind,
+                permissions: 0o644,
+                nlink: 1,
+                uid: 0,
+                gid: 0,
+                size: 0,
+                mtime: std::time::UNIX_EPOCH,
+                rdev: 0,
+            },
+            is_attr_known: true,
+            next_offset: 1,
+        };
+        let n_given = |extent: Extent, n_files, n_directories| {
+            let files = std::iter::repeat_n(entry(FileKind::Regular), n_files);
+            let entries: Vec<_> = files.chain(std::iter::repeat_n(entry(FileKind::Directory), n_directories)).collect();
+            extent.n_given(&entries)
+        };
+        assert_eq!(n_given(Extent::Full, 200, 0), 200);
+        assert_eq!(n_given(Extent::Sample, WHOLE_ENTRIES, 0), WHOLE_ENTRIES);
+        assert_eq!(n_given(Extent::Sample, WHOLE_ENTRIES, 1), SAMPLE_ENTRIES);
+        assert_eq!(n_given(Extent::Sample, 100, 99), SAMPLE_ENTRIES);
+        assert_eq!(n_given(Extent::Sample, 100, 100), 200);
     }
 
     #[test]
