@@ -250,10 +250,12 @@ fn a_service_that_cannot_go_on_lets_those_go_who_wait_for_it() {
         let file = open(&ground, "dir 1/file 1");
         manager.end(Signal::SIGKILL);
         spoil(&mut manager);
-        let waiting = std::thread::spawn(move || file.read_at(&mut [0; 16], 4096));
+        let (told, waiting) = mpsc::channel();
+        std::thread::spawn(move || told.send(file.read_at(&mut [0; 16], 4096)));
         manager.start_without_waiting();
         assert_eq!(manager.wait().code(), Some(code), "{}", manager.said());
-        assert!(waiting.join().unwrap().is_err(), "it was told, and does not wait for ever");
+        let read = waiting.recv_timeout(LIMIT).unwrap_or_else(|_| panic!("it waits for ever\n{}", manager.said()));
+        assert!(read.is_err());
         manager.until("nothing is kept", |manager| manager.kept().is_empty());
         assert!(!is_mountpoint(&ground.mnt));
     }

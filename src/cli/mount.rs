@@ -105,7 +105,7 @@ pub(super) fn mount(
             Place::Background => runtime.block_on(opening)?,
             Place::Foreground => runtime
                 .block_on(async { tokio::time::timeout(request.ready_timeout, opening).await })
-                .map_err(|_| format!("not ready within {} s", request.ready_timeout.as_secs_f32()))??,
+                .map_err(|_| MountError::NotReady(request.ready_timeout))??,
         };
         *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some((volume.live, beside));
         Ok(volume.volume)

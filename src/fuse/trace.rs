@@ -237,4 +237,19 @@ mod tests {
         trace.finish();
         drop(draining);
     }
+
+    #[test]
+    fn the_end_does_not_wait_for_a_disk_that_hangs() {
+        use std::os::unix::fs::OpenOptionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("trace");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        // A pipe that nobody reads takes 64 KiB, and then it hangs.
+        let _nobody = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+        let report = Arc::new(Report::default());
+        let trace = Trace::open(&path, Arc::clone(&report)).unwrap();
+        (0..3 * MAX_WAITING as u64).for_each(|_| trace.write(line(1)));
+        trace.finish();
+        assert!(report.n_trace_dropped.get() > 0, "it hung");
+    }
 }

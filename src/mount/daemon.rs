@@ -168,8 +168,7 @@ fn wait_for_answer(
         }
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
             end(child);
-            let reason = format!("not ready within {} s", timeout.as_secs_f32());
-            return Err(MountError::Background(reason));
+            return Err(MountError::NotReady(timeout));
         }
         Err(error) => return Err(MountError::System { what: "waiting for the background process", error }),
     };

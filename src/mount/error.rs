@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::options::OptionError;
 
@@ -51,6 +52,9 @@ pub enum MountError {
     /// The table of mounts cannot be read.
     #[error("/proc/self/mountinfo: {0}")]
     Table(io::Error),
+    /// It took too long.
+    #[error("not ready within {} s", .0.as_secs_f32())]
+    NotReady(Duration),
     /// The kernel and we did not come together after mounting.
     #[error("FUSE session: {0}")]
     Serve(io::Error),
@@ -80,7 +84,7 @@ pub enum MountError {
         /// Why.
         problem: String,
     },
-    /// The background process ended, or did not become ready.
+    /// The background process ended.
     #[error("{0}")]
     Background(String),
     /// What the background process said.
@@ -149,6 +153,7 @@ impl MountError {
             | Self::Kernel(_)
             | Self::Fusermount(_)
             | Self::Table(_)
+            | Self::NotReady(_)
             | Self::Serve(_)
             | Self::NotOurs { .. }
             | Self::Unmount { .. }

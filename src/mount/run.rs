@@ -107,10 +107,7 @@ where
     });
     if outcome.is_err() {
         // Not taken yet by a process that failed before.
-        let kept = request.service.take_kept();
-        if !kept.is_empty() {
-            takeover::give_up(&request.service.manager, kept);
-        }
+        takeover::give_up(&request.service.manager, request.service.take_kept());
     }
     outcome.map_err(|error| MountError::Failed {
         source_name: shown_source(&request.source).to_string_lossy().into_owned(),
@@ -280,7 +277,7 @@ impl Stage<'_> {
             }
             // One that was mounted elsewhere, or is gone.
             Some(kept) => kept.give_up(manager),
-            None if has_kept => takeover::give_up(manager, Vec::new()),
+            None if has_kept => takeover::forget(manager),
             None => {}
         }
         let prepared = prepare(mountpoint, &source)?;

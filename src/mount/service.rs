@@ -47,9 +47,7 @@ pub struct Descriptors {
 impl Descriptors {
     /// Lets go of a mount that the service manager kept for a process that cannot go on with it: who waits for it gets an error.
     pub fn give_up(self, manager: &Manager) {
-        if !self.kept.is_empty() {
-            takeover::give_up(manager, self.kept);
-        }
+        takeover::give_up(manager, self.kept);
     }
 }
 

@@ -101,8 +101,11 @@ pub(super) fn forget(manager: &Manager) {
 }
 
 /// Lets go of a mount that nobody goes on with: who waits for it gets an error, and it is out of sight, since a look at it would wait for
-/// ever. `kept` is what the manager kept.
+/// ever. `kept` is what the manager kept, which may be nothing.
 pub(super) fn give_up(manager: &Manager, kept: Vec<(String, OwnedFd)>) {
+    if kept.is_empty() {
+        return;
+    }
     match Kept::find(kept) {
         Some(kept) => kept.give_up(manager),
         None => forget(manager),

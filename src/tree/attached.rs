@@ -118,7 +118,7 @@ impl Tree {
 
     /// Whether the tree answers from a metadata table.
     pub fn has_table(&self) -> bool {
-        self.attached.read().unwrap_or_else(PoisonError::into_inner).in_use.is_some()
+        self.table().is_some()
     }
 
     /// How many files a directory has, on average. `None` when that is unknown.

@@ -30,8 +30,9 @@ impl Ground {
             let path = tree.join(format!("directory-{directory:02}"));
             fs::create_dir(&path).unwrap();
             for file in 0..N_FILES {
-                let file = File::create_new(path.join(format!("file-{file:02}"))).unwrap();
-                file.set_len((directory * N_FILES) as u64 + 1).unwrap();
+                // No two have the same size, so that none passes for another.
+                let made = File::create_new(path.join(format!("file-{file:02}"))).unwrap();
+                made.set_len((directory * N_FILES + file) as u64).unwrap();
             }
         }
         run(caifs()
