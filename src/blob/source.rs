@@ -130,6 +130,14 @@ impl IndexBytes {
         Ok(Self::Mapped(MappedIndex { map, version: Version::of(&metadata), file, path }))
     }
 
+    /// Bytes that are held in memory.
+    pub fn held_bytes(&self) -> usize {
+        match self {
+            Self::Copied(bytes) => bytes.len(),
+            Self::Mapped(mapped) => mapped.map.held_bytes(),
+        }
+    }
+
     /// Checks that a mapped file is still what it was when it was opened. A copy cannot change.
     ///
     /// # Errors

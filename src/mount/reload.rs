@@ -70,6 +70,22 @@ pub enum ReloadError {
     Fixed(Vec<&'static str>),
 }
 
+/// Who watches the service knows that settings are read as long as this lives, which ends with a panic, too.
+struct During<'a>(&'a AroundReload);
+
+impl<'a> During<'a> {
+    fn begin(around: &'a AroundReload) -> Self {
+        around(true);
+        Self(around)
+    }
+}
+
+impl Drop for During<'_> {
+    fn drop(&mut self) {
+        (self.0)(false);
+    }
+}
+
 impl Reloader {
     /// For one mount; `read` reads what the command line reads.
     pub fn new(live: Arc<Live>, requests: Arc<Requests>, read: ReadSettings, around: AroundReload) -> Self {
@@ -102,9 +118,9 @@ impl Reloader {
 
     fn change(&self, options: &[Given]) -> Result<Changes, ReloadError> {
         let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        (self.around)(true);
+        let around = During::begin(&self.around);
         let outcome = self.change_now(&given, options);
-        (self.around)(false);
+        drop(around);
         match &outcome {
             Ok(changes) => {
                 *given = together(&given, options);
@@ -267,6 +283,27 @@ mod tests {
         assert_eq!((config.memory_bytes, config.io_timeout.as_secs(), config.show.uid), (64 << 20, 5, None));
         assert_eq!(reloader.requests.io_timeout().as_secs(), 5);
         assert_eq!(n_around.load(Ordering::SeqCst), 4);
+    }
+
+    #[test]
+    fn who_watches_hears_the_end_of_a_change_that_panics_and_the_next_one_works() {
+        let location = FileLocation::Local("/x.caibx".into());
+        let live = Arc::new(Live::new(location, MountConfig::default(), Arc::new(Report::default())));
+        let requests = Arc::new(Requests::new(MountConfig::default().io_timeout));
+        let (is_broken, heard) = (Arc::new(AtomicBool::new(true)), Arc::new(Mutex::new(Vec::new())));
+        let (breaks, hears) = (Arc::clone(&is_broken), Arc::clone(&heard));
+        let read = move |_: &[Given]| {
+            assert!(!breaks.load(Ordering::SeqCst), "as a fault in a parser would");
+            Ok(MountConfig::default())
+        };
+        let around = move |begins: bool| hears.lock().unwrap().push(begins);
+        let reloader = Reloader::new(live, requests, Box::new(read), Box::new(around));
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| reloader.reload()));
+        assert!(panicked.is_err());
+        assert_eq!(*heard.lock().unwrap(), [true, false]);
+        is_broken.store(false, Ordering::SeqCst);
+        assert_eq!(reloader.reload().unwrap(), Changes::default());
+        assert_eq!(*heard.lock().unwrap(), [true, false, true, false]);
     }
 
     #[test]

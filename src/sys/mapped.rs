@@ -21,8 +21,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-/// How many mappings the handler can know. A process maps one or two indexes for each mount; what does not fit is read.
-const MAX_MAPPINGS: usize = 64;
+/// How many mappings the handler can know. A mount of a directory of indexes has 256 of them open, each perhaps with a table, and those
+/// that are in use while they are closed; what does not fit is read.
+const MAX_MAPPINGS: usize = 1024;
 
 /// How many pages of a mapping are replaced one by one. Each may cost the kernel an area of the 65,530 a process can have,
 /// so a mapping that keeps faulting gets zeros from the page to its end in one piece.
@@ -55,6 +56,14 @@ impl MappedFile {
     /// What mmap(2) answers, or read(2) where a file cannot be mapped; `InvalidInput` when it is not a regular file.
     pub fn new(file: &File) -> io::Result<Self> {
         Self::with_registry(file, &REGISTRY)
+    }
+
+    /// Bytes that it holds in memory: none when it is mapped, since the kernel can drop and read pages of a file.
+    pub fn held_bytes(&self) -> usize {
+        match &self.0 {
+            Bytes::Mapped(_) => 0,
+            Bytes::Read(bytes) => bytes.len(),
+        }
     }
 
     fn with_registry(file: &File, registry: &'static Registry) -> io::Result<Self> {
@@ -169,7 +178,7 @@ impl Registry {
     }
 
     fn claim(&self) -> Option<&Slot> {
-        self.0.iter().find(|slot| !slot.claimed.swap(true, Ordering::SeqCst))
+        self.0.iter().find(|slot| !slot.claimed.load(Ordering::SeqCst) && !slot.claimed.swap(true, Ordering::SeqCst))
     }
 
     /// What to replace by zeros when `address` faulted: a range of whole pages; `None` when the address is not ours.
@@ -317,6 +326,7 @@ mod tests {
         let extra = MappedFile::with_registry(&file, &FULL).unwrap();
         assert!(matches!(extra.0, Bytes::Read(_)));
         assert_eq!(extra.as_ref(), held[0].as_ref());
+        assert_eq!((extra.held_bytes(), held[0].held_bytes()), (4096, 0), "what is read counts as memory");
         drop(held);
         assert!(matches!(MappedFile::with_registry(&file, &FULL).unwrap().0, Bytes::Mapped(_)), "slots come back");
     }

@@ -1,7 +1,7 @@
 //! The asker's end of control sockets: which mounts there are, and a question to the service of one.
 //!
 //! Invariants: nothing here looks at a mountpoint or into a mount, so nothing here can hang with one; every question has a deadline;
-//! sockets of mounts that are gone are removed.
+//! sockets of mounts that are gone are removed; nothing is asked in a directory that somebody else can put a socket into.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -217,9 +217,14 @@ pub fn ask_place(runtime_dir: &Path, place: &Place, request: &Request) -> Result
     };
     let name = paths::socket_name(place.device);
     let socket = runtime_dir.join(&name);
+    match paths::check(runtime_dir) {
+        // Without the directory there is no socket, which is told below.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(ControlError::Socket { socket, error }),
+        _ => {}
+    }
     let mut stream = match paths::with_short(runtime_dir, &name, |path| UnixStream::connect(path)) {
         Ok(stream) => stream,
-        Err(error) => return Err(not_connected(runtime_dir, place, socket, error)),
+        Err(error) => return Err(not_connected(place, socket, error)),
     };
     let deadline = Instant::now() + timeout;
     let answer = exchange(&mut stream, request, deadline);
@@ -246,11 +251,11 @@ impl Place {
     }
 }
 
-fn not_connected(runtime_dir: &Path, place: &Place, socket: PathBuf, error: io::Error) -> ControlError {
+fn not_connected(place: &Place, socket: PathBuf, error: io::Error) -> ControlError {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => {
             // The kernel refuses only where nobody listens. As long as the mount is there, the file says that it once was served.
-            if place.mountpoint.as_os_str().is_empty() && paths::check(runtime_dir).is_ok() {
+            if place.mountpoint.as_os_str().is_empty() {
                 drop(std::fs::remove_file(&socket));
             }
             ControlError::Dead(place.name())
@@ -325,5 +330,44 @@ pub fn process_in_words(pid: i32) -> String {
         Some("Z") => format!("{pid}, which has ended"),
         Some(_) => pid.to_string(),
         None => format!("{pid}, out of sight"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::fs::{Permissions, set_permissions};
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn nobody_is_asked_in_a_directory_that_others_can_write_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place { device: (0, 57), mountpoint: "/mnt".into(), source: String::new(), uid: None };
+        let listener = UnixListener::bind(dir.path().join(paths::socket_name(place.device))).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
+        let options = vec![("store".to_owned(), Some("http://user:secret@store".to_owned()))];
+        let error = ask_place(dir.path(), &place, &Request::Remount { options }).unwrap_err();
+        assert!(error.to_string().contains("is not a directory that only this user can write to"), "{error}");
+        assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock, "nothing was sent");
+
+        set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
+        let answers = std::thread::spawn(move || {
+            listener.set_nonblocking(false).unwrap();
+            drop(listener.accept().unwrap());
+        });
+        let error = ask_place(dir.path(), &place, &Request::Reload).unwrap_err();
+        assert!(!error.to_string().contains("write to"), "the same one is asked where only we can write: {error}");
+        answers.join().unwrap();
+    }
+
+    #[test]
+    fn without_the_directory_there_is_no_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place { device: (0, 57), mountpoint: "/mnt".into(), source: String::new(), uid: None };
+        let error = ask_place(&dir.path().join("none"), &place, &Request::Status).unwrap_err();
+        assert!(matches!(error, ControlError::NoSocket { .. }), "{error}");
     }
 }

@@ -11,7 +11,6 @@ use super::names::EntryKind;
 use super::part::{OpenPart, Part};
 use super::{Collection, DIRECTORY_LASTS, Dir, Shared, inode};
 use crate::blob::Blob;
-use crate::blob::source::IndexBytes;
 use crate::tree::{ROOT_INO, Tree};
 use crate::volume::image::{ImageConfig, ImageVolume};
 use crate::volume::open::{SpecKind, open_with};
@@ -244,10 +243,7 @@ impl Shared {
         opened.tables.obey(&self.live.config().keep);
         let (source, report) = (part.location.to_string(), Arc::clone(&self.report));
         let index_bytes = match &opened.blob {
-            Blob::Chunked(blob) => match blob.index().source() {
-                IndexBytes::Copied(bytes) => bytes.len(),
-                IndexBytes::Mapped(_) => 0,
-            },
+            Blob::Chunked(blob) => blob.index().source().held_bytes(),
             Blob::File(_) | Blob::Remote(_) => 0,
         };
         let (kind, blob, tables) = (opened.kind, opened.blob, opened.tables);
