@@ -242,8 +242,11 @@ fn a_service_that_cannot_go_on_lets_those_go_who_wait_for_it() {
     type Spoil<'a> = &'a dyn Fn(&mut Manager);
     let no_index: Spoil = &|_| fs::remove_file(&ground.index).unwrap();
     let wrong_option: Spoil = &|manager| manager.set_command(ground.foreground(&["-o", "no-such-option"]));
+    let wrong_flag: Spoil = &|manager| manager.set_command(ground.foreground(&["--no-such-flag"]));
     let no_log: Spoil = &|manager| manager.set_command(ground.foreground(&["--log", "/nonexistent/log"]));
-    for (spoil, code) in [(no_index, 32), (wrong_option, 1), (no_log, 32)] {
+    // The mount is taken over by then.
+    let no_profile: Spoil = &|manager| manager.set_command(ground.foreground(&["--record", "/nonexistent/profile"]));
+    for (spoil, code) in [(no_index, 32), (wrong_option, 1), (wrong_flag, 1), (no_log, 32), (no_profile, 32)] {
         ground.pack();
         manager.set_command(ground.foreground(&[]));
         manager.start();

@@ -78,6 +78,9 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
                     ExitCode::from(EXIT_FAILURE)
                 }
                 _ => {
+                    // A service with a mistake in its command line goes on with nothing.
+                    let (manager, descriptors) = service_environment::look();
+                    descriptors.give_up(&manager);
                     complain(&mistake(&error.render().to_string()));
                     ExitCode::from(EXIT_FAILURE)
                 }

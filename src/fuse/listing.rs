@@ -6,19 +6,32 @@
 //! gives attributes of a few names only, as a sample: ls(1) uses them at once and gets all.
 //!
 //! A program that reads all names before it wants attributes (du(1), rsync(1), tar(1)) has to look up each. That is seen by counting, and
-//! from then on listings begin with attributes of all. Names that the kernel kept without attributes are then listed anew.
+//! from then on listings begin with attributes of all that the first answer has room for. (The kernel asks for names only from then on,
+//! since none was used in between.) Names that the kernel kept without attributes are then listed anew.
+//!
+//! So samples are for trees of which most directories are neither small, where attributes of all cost as little, nor larger than an answer,
+//! of which such programs would look up the rest.
 //!
 //! Invariant: this is about time only; every name is listed once, whatever is decided.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use fuser::{FopenFlags, InitFlags, KernelConfig};
+use nix::sys::utsname::uname;
 
 use crate::volume::{DirEntry, FileKind, Volume};
 
 /// Directories must have so many files, on average, for samples: each costs two requests more, which is what attributes of some fifteen
 /// files cost.
 const LEAST_MEAN_CHILDREN: u64 = 32;
+
+/// Directories must have no more files, on average, so that an answer of 32 KiB has room for attributes of all. Measured with `du -s` on
+/// directories of 20,000: 3.3 s with samples, 0.8 s without.
+const MOST_MEAN_CHILDREN: u64 = 200;
+
+/// The first Linux that asks for as much as the reader has room for (fs/fuse/readdir.c). Before, it asks for a page, with attributes of some
+/// twenty names.
+const LARGE_ANSWERS_SINCE: (u32, u32) = (6, 16);
 
 /// A directory of no more names is given whole.
 const WHOLE_ENTRIES: usize = 24;
@@ -51,7 +64,9 @@ impl Listings {
     pub(super) fn negotiate(volume: &dyn Volume, config: &mut KernelConfig) -> Self {
         let mut enable = |flag| config.add_capabilities(flag).is_ok();
         let is_plus = enable(InitFlags::FUSE_DO_READDIRPLUS);
-        let is_worth_it = volume.mean_children().is_some_and(|n| n >= LEAST_MEAN_CHILDREN);
+        let is_worth_it =
+            volume.mean_children().is_some_and(|n| (LEAST_MEAN_CHILDREN..=MOST_MEAN_CHILDREN).contains(&n))
+                && uname().is_ok_and(|system| system.release().to_str().is_some_and(has_large_answers));
         Self::new(is_plus && is_worth_it && enable(InitFlags::FUSE_READDIRPLUS_AUTO))
     }
 
@@ -107,6 +122,12 @@ impl Listings {
         let word = self.bare.as_ref()?.get(usize::try_from(hash).unwrap_or_default() / 64)?;
         Some((word, 1 << (hash % 64)))
     }
+}
+
+/// Whether a Linux of this release asks for more than a page of a listing.
+fn has_large_answers(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= LARGE_ANSWERS_SINCE
 }
 
 /// How much of a directory an answer has.
@@ -240,6 +261,25 @@ mod tests {
         (0..1000).for_each(|_| never.looked_up(FileKind::Regular));
         assert_eq!(never.open_flags(7), KEPT);
         assert!(!never.are_sampled());
+    }
+
+    #[test]
+    fn releases_are_compared_by_their_numbers() {
+        for (release, expected) in [
+            ("6.16.0", true),
+            ("6.16", true),
+            ("6.18.3-amd64", true),
+            ("7.0-rc1", true),
+            ("10.1.0", true),
+            ("6.15.9", false),
+            ("6.2.0", false),
+            ("6.12.48+deb13-amd64", false),
+            ("5.19", false),
+            ("", false),
+            ("next", false),
+        ] {
+            assert_eq!(has_large_answers(release), expected, "{release}");
+        }
     }
 
     #[test]

@@ -205,8 +205,16 @@ impl Stage<'_> {
             handover: Arc::clone(&handover),
             confinement: Arc::clone(&self.confinement),
         };
-        let run = serve(served)?;
-        self.confinement.check()?;
+        let run = match serve(served).and_then(|run| self.confinement.check().map(|()| run)) {
+            Ok(run) => run,
+            Err(error) => {
+                if is_taken_over {
+                    // Until it is left to the manager anew, the manager has what was taken over, and who waits in it would go on waiting.
+                    takeover::forget(&request.service.manager);
+                }
+                return Err(error);
+            }
+        };
         if let Some(attached) = attached {
             self.set_read_ahead(attached);
             self.leave_to_manager(&volume, attached, &handover, is_taken_over, allow_other);

@@ -136,7 +136,9 @@ impl Kept {
     /// As [`give_up`], wherever it is mounted.
     pub(super) fn give_up(self, manager: &Manager) {
         forget(manager);
-        let id = MountTable::read().ok().and_then(|table| self.id(&table));
+        // The number of a mount that is gone passes to another one, which is nobody's to unmount here.
+        let table = if is_connected(self.connection.as_fd()) { MountTable::read().ok() } else { None };
+        let id = table.and_then(|table| self.id(&table));
         if let Some(Err(error)) = id.map(|id| unmount(id, How::Lazily)) {
             tracing::warn!("{error}");
         }

@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
 use crate::cache::Touches;
 use crate::digest::ChunkId;
 use crate::format::profile::{HEADER, MAX_PROFILE_BYTES, MAX_PROFILE_CHUNKS, Profile, Touch};
@@ -36,7 +39,8 @@ pub struct Recorder {
     /// Never held over I/O.
     touched: Mutex<Touched>,
     /// `None` when it is over. Held over writing, so only by those who write; `touched` is taken under it.
-    file: Mutex<Option<File>>,
+    /// Locked as long as it is open.
+    file: Mutex<Option<Flock<File>>>,
 }
 
 #[derive(Debug, Default)]
@@ -60,7 +64,11 @@ impl Recorder {
         // A file of another user in a directory for everybody is not written through.
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).custom_flags(libc::O_NOFOLLOW).mode(FILE_MODE);
-        let mut file = options.open(&part_path)?;
+        let file = options.open(&part_path)?;
+        let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            Errno::EWOULDBLOCK => io::Error::other("another mount is recording it"),
+            errno => errno.into(),
+        })?;
         let before = go_on(&mut file)?;
         let ms_before = before.touches.last().map_or(0, |touch| touch.ms);
         let mut touched = Touched::default();
@@ -180,6 +188,18 @@ mod tests {
         touch(2);
         recorder.finish().unwrap();
         assert_eq!(ids(&path), [5, 3, 9, 1], "it is over");
+    }
+
+    #[test]
+    fn two_do_not_record_into_one_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p");
+        let first = Recorder::start(&path).unwrap();
+        first.touched(ChunkId([5; CHUNK_ID_BYTES]));
+        assert_eq!(Recorder::start(&path).unwrap_err().to_string(), "another mount is recording it");
+        first.finish().unwrap();
+        assert_eq!(ids(&path), [5]);
+        Recorder::start(&path).unwrap().finish().unwrap();
     }
 
     #[test]

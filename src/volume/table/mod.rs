@@ -31,7 +31,7 @@ use crate::blob::{Blob, BlobError};
 use crate::cache::disk::DiskTier;
 use crate::config::{KeepConfig, TrustConfig};
 use crate::digest::Digest;
-use crate::format::table::{Binding, BindingKind};
+use crate::format::table::{Binding, BindingKind, MAGIC};
 use crate::store::StoreOptions;
 use crate::store::location::{FileLocation, Location};
 use crate::tree::table::build::{BuildError, Pace, build};
@@ -195,7 +195,9 @@ fn key_of(binding: &Binding, origin: Origin) -> String {
         Origin::Own => "made here",
         Origin::Published => "published",
     };
-    format!("metadata table, {origin}, of {digest}, {} bytes{time}", binding.archive_bytes)
+    // Of two versions of this program that share a cache, each has its own.
+    let form = String::from_utf8_lossy(MAGIC);
+    format!("metadata table {form}, {origin}, of {digest}, {} bytes{time}", binding.archive_bytes)
 }
 
 /// Has a tree answer from a table that is here already: kept in the cache, or beside the index. Every fault is as good as no table.
