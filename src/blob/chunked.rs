@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
+pub use backed::Filled;
 use bytes::Bytes;
 
 use super::BlobError;

@@ -27,7 +27,7 @@ use bytes::Bytes;
 use crate::cache::GetError;
 use crate::cache::blocks::{BLOCK_BYTES, Blocks};
 use crate::digest::Digest;
-pub use chunked::{ChunkedBlob, Pinned};
+pub use chunked::{ChunkedBlob, Filled, Pinned};
 pub use file::FileBlob;
 
 /// Why a read failed.

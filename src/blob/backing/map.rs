@@ -1,10 +1,10 @@
 //! Which chunks of a backing file are there: two bits for each, read without a lock.
 //!
-//! Invariant: what is written to the disk says [`Chunk::Present`] of chunks only whose bytes were on the disk before: they pass through
-//! [`Map::unsynced`], a flush of the file, and [`Map::made_durable`], in that order. Until then the disk has them as claimed, which
-//! means that they are hashed before they are used.
+//! Invariant: what is written to the disk says [`State::Present`] of chunks only whose bytes were on the disk before: they pass through
+//! [`Unsynced`], a flush of the file, and [`Map::made_durable`], in that order. Until then the disk has them as claimed, which means that
+//! they are hashed before they are used. A flush that fails loses all that was written before it, see [`Map::lose_written`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -65,6 +65,13 @@ impl Unsynced {
 
     pub(super) fn is_empty(&self) -> bool {
         self.chunks.is_empty()
+    }
+
+    /// Takes out what was written again since, and so is part of a later flush.
+    pub(super) fn without(mut self, later: &Self) -> Self {
+        let later: HashSet<usize> = later.chunks.iter().copied().collect();
+        self.chunks.retain(|chunk_idx| !later.contains(chunk_idx));
+        self
     }
 }
 
@@ -149,10 +156,17 @@ impl Map {
         }
     }
 
-    /// A flush failed: these need not be in the file any more.
-    pub(super) fn doubt(&self, unflushed: Unsynced) {
-        for chunk_idx in unflushed.chunks {
-            self.change(chunk_idx, State::Written, State::Claimed);
+    /// A flush failed, so that nothing written since the last good one need be on the disk, now or ever: the kernel tells of a failure
+    /// once, for the whole file, and may keep in memory as clean what the disk does not have. Only writing it again helps.
+    pub(super) fn lose_written(&self) {
+        for (word_idx, word) in self.words.iter().enumerate() {
+            let seen = word.load(Ordering::Acquire);
+            let mut written = (seen >> 1) & !seen & LOW_BITS;
+            while written != 0 {
+                let chunk_idx = word_idx * WORD_CHUNKS + written.trailing_zeros() as usize / 2;
+                self.change(chunk_idx, State::Written, State::Absent);
+                written &= written - 1;
+            }
         }
     }
 
@@ -271,6 +285,35 @@ mod tests {
         map.made_durable(unsynced);
         assert_eq!(map.state(3), Absent);
         assert_eq!(map.n_readable(), 0);
+    }
+
+    #[test]
+    fn what_was_written_again_during_a_flush_is_present_after_the_next_one() {
+        let map = Map::new(10);
+        let (mut first, mut second) = (Unsynced::default(), Unsynced::default());
+        for chunk_idx in [3, 4] {
+            assert!(map.change(chunk_idx, Absent, Written));
+            first.add(chunk_idx, 64);
+        }
+        assert!(map.change(3, Written, Absent) && map.change(3, Absent, Written));
+        second.add(3, 64);
+        map.made_durable(first.without(&second));
+        assert_eq!((map.state(3), map.state(4)), (Written, Present));
+        map.made_durable(second);
+        assert_eq!(map.state(3), Present);
+    }
+
+    #[test]
+    fn a_flush_that_fails_loses_what_was_written_and_nothing_else() {
+        let map = Map::new(5000);
+        for (chunk_idx, state) in [(0, Written), (31, Written), (32, Present), (33, Claimed), (4999, Written)] {
+            assert!(map.change(chunk_idx, Absent, state));
+        }
+        map.lose_written();
+        let states = [0, 31, 32, 33, 34, 4999].map(|chunk_idx| map.state(chunk_idx));
+        assert_eq!(states, [Absent, Absent, Present, Claimed, Absent, Absent]);
+        assert_eq!((map.n_readable(), map.n_claimed()), (1, 1));
+        assert_eq!(reopened(&map, true).state(31), Absent);
     }
 
     #[test]

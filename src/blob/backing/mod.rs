@@ -23,11 +23,12 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::source::IndexBytes;
 use crate::chunk::Chunk;
@@ -93,6 +94,11 @@ struct Shared {
     opened: Instant,
     /// When somebody last read, in milliseconds since it was opened.
     last_read_ms: AtomicU64,
+    /// Whether claims can be checked: what is read of them is what the disk has. Never locked over I/O.
+    is_faced: (Mutex<bool>, Condvar),
+    /// How often the pages of the file were dropped from memory.
+    n_forgotten: AtomicU64,
+    max_wait: Duration,
 }
 
 /// How much of an image is there.
@@ -127,7 +133,8 @@ impl Presence {
 pub(super) enum Held {
     /// Its bytes can be read.
     Yes,
-    /// It has to be hashed first.
+    /// It has to be hashed first: nobody knows whether it is there, or it is not on the disk yet, and a fault of the disk that nobody has
+    /// heard of could have taken it back.
     Claimed,
     /// It is not there.
     No,
@@ -214,6 +221,9 @@ impl Backing {
             report,
             opened: Instant::now(),
             last_read_ms: AtomicU64::new(0),
+            is_faced: Default::default(),
+            n_forgotten: AtomicU64::new(0),
+            max_wait: config.max_wait,
         });
         let queue_bytes = config.memory_bytes - map_bytes;
         let queue = ours.map(|(state, is_foreign)| {
@@ -274,7 +284,8 @@ impl Backing {
     pub(super) fn held(&self, chunk_idx: usize) -> Held {
         let Some(map) = &self.shared.map else { return Held::Yes };
         match map.state(chunk_idx) {
-            State::Written | State::Present => Held::Yes,
+            State::Present => Held::Yes,
+            State::Written => Held::Claimed,
             State::Claimed if self.queue.is_some() => Held::Claimed,
             State::Claimed | State::Absent => Held::No,
         }
@@ -282,18 +293,40 @@ impl Backing {
 
     /// Takes a verified chunk of the image to be written behind the reader's back.
     pub(super) async fn offer(&self, chunk_idx: usize, chunk: &Chunk) {
-        if let (Some(queue), Held::No | Held::Claimed) = (&self.queue, self.held(chunk_idx)) {
+        if let (Some(queue), false) = (&self.queue, self.has(chunk_idx)) {
             queue.offer(chunk_idx, chunk).await;
         }
     }
 
+    /// Takes a verified chunk of the image for somebody who is in no hurry, and waits until it is written. Whether it is there then.
+    pub(super) async fn keep(&self, chunk_idx: usize, chunk: &Chunk) -> bool {
+        match &self.queue {
+            Some(queue) if !self.has(chunk_idx) => queue.keep(chunk_idx, chunk).await || self.has(chunk_idx),
+            _ => self.has(chunk_idx),
+        }
+    }
+
+    /// Waits until something may be added again after the disk failed or was full. Whether something ever may.
+    pub(super) async fn rested(&self) -> bool {
+        let Some(queue) = &self.queue else { return false };
+        queue.rested().await;
+        true
+    }
+
     /// Hashes claimed chunks: the chunk, where the claim was right. Blocks.
     pub(super) fn check(&self, claimed: &[usize]) -> Vec<(usize, Option<Chunk>)> {
-        let checked = self.shared.check(claimed);
+        let shared = &*self.shared;
+        let is_unknown = |chunk_idx: &usize| shared.map().is_some_and(|map| map.state(*chunk_idx) == State::Claimed);
+        if claimed.iter().any(is_unknown) && !shared.wait_until_faced() {
+            // The disk hangs: they are fetched, and stay claims.
+            return claimed.iter().map(|chunk_idx| (*chunk_idx, None)).collect();
+        }
+        let n_forgotten = shared.n_forgotten();
+        let checked = shared.check(claimed);
         if let Some(queue) = &self.queue {
             for (chunk_idx, chunk) in &checked {
-                if chunk.is_some() {
-                    queue.verified(*chunk_idx);
+                if chunk.is_some() && is_unknown(chunk_idx) {
+                    queue.verified(*chunk_idx, n_forgotten);
                 }
             }
         }
@@ -351,7 +384,33 @@ impl Shared {
         self.opened.elapsed().saturating_sub(Duration::from_millis(self.last_read_ms.load(Ordering::Relaxed)))
     }
 
-    /// Hashes claimed chunks, as one batch. Those that are wrong, or cannot be read, are claimed no longer.
+    /// Drops the file from memory, so that what is read next is what the disk has. Pages that are not written yet stay; they are part of
+    /// the next flush.
+    fn forget_pages(&self) {
+        // Where this is not possible, there are no pages either.
+        let _ = posix_fadvise(&*self.data, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        self.n_forgotten.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn n_forgotten(&self) -> u64 {
+        self.n_forgotten.load(Ordering::Acquire)
+    }
+
+    fn claims_can_be_checked(&self) {
+        let (is_faced, condition) = &self.is_faced;
+        *is_faced.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        condition.notify_all();
+    }
+
+    /// Waits until claims can be checked; `false` when that takes longer than a reader may wait.
+    fn wait_until_faced(&self) -> bool {
+        let (is_faced, condition) = &self.is_faced;
+        let is_faced = is_faced.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = condition.wait_timeout_while(is_faced, self.max_wait, |is_faced| !*is_faced);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Hashes claimed chunks, as one batch. Those that are wrong, or cannot be read, are claimed or written no longer.
     fn check(&self, claimed: &[usize]) -> Vec<(usize, Option<Chunk>)> {
         let mut read = Vec::with_capacity(claimed.len());
         let mut checked = Vec::with_capacity(claimed.len());
@@ -372,6 +431,13 @@ impl Shared {
         for (chunk_idx, chunk) in &checked {
             if let (Some(map), None) = (&self.map, chunk) {
                 map.change(*chunk_idx, State::Claimed, State::Absent);
+                if map.change(*chunk_idx, State::Written, State::Absent) {
+                    self.report.n_backing_errors.add(1);
+                    tracing::warn!(
+                        "backing file {}: chunk {chunk_idx} was lost on its way to the disk",
+                        self.path.display()
+                    );
+                }
             }
         }
         checked

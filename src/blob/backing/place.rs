@@ -132,7 +132,12 @@ fn open_with(
     })?;
     let metadata = data.metadata().map_err(at_data)?;
     check_private(path, &metadata)?;
-    if state.is_ok() && (is_new || metadata.len() == 0) {
+    if let (Ok(locked), true) = (&state, is_new || metadata.len() == 0) {
+        // An earlier file may have left a state that is not of this one but would pass for it once this has the length.
+        locked
+            .write_all_at(&[0; BLOCK_BYTES], BLOCK_BYTES as u64)
+            .and_then(|()| locked.sync_data())
+            .map_err(at_state)?;
         data.set_len(identity.size).map_err(at_data)?;
         return Ok(Place { data, content: fresh(state, identity, why) });
     }
@@ -343,8 +348,13 @@ fn claims_of(
         for chunk_idx in (0..identity.n_chunks as usize).filter(|&chunk_idx| is_null(chunk_idx)) {
             claims[chunk_idx / 8] |= 1 << (chunk_idx % 8);
         }
-        // desync makes it executable and readable for all.
-        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(|error| failed(path, &error))?;
+        // desync makes it executable and readable for all. The file is what was looked at, whatever has its name by now.
+        let (file, _) = open_file(path).map_err(|error| failed(path, &error))?;
+        let found = file.metadata().map_err(|error| failed(path, &error))?;
+        if (found.dev(), found.ino()) != (metadata.dev(), metadata.ino()) {
+            return Err(refused(format!("{shown} was replaced while it was looked at")));
+        }
+        file.set_permissions(Permissions::from_mode(0o600)).map_err(|error| failed(path, &error))?;
         tracing::info!(
             "backing file {shown}: taken over from desync by {}; what is in it is checked first",
             candidate.display()

@@ -60,6 +60,20 @@ impl Image {
         }
     }
 
+    /// Offers chunks where nobody can wait.
+    fn fill_at_once(&self, backing: &Backing, chunks: impl IntoIterator<Item = usize>) {
+        for chunk_idx in chunks {
+            let offered = futures_util::FutureExt::now_or_never(backing.offer(chunk_idx, &self.chunks[chunk_idx]));
+            assert!(offered.is_some(), "somebody waits for the disk");
+        }
+    }
+
+    /// Has a chunk written, and waits for it.
+    fn keep(&self, backing: &Backing, chunk_idx: usize) -> bool {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(backing.keep(chunk_idx, &self.chunks[chunk_idx]))
+    }
+
     /// Checks that whatever can be read is right; how many chunks can be.
     #[track_caller]
     fn check(&self, backing: &Backing) -> usize {
@@ -340,12 +354,52 @@ fn nothing_is_added_below_the_reserve_and_nobody_waits_for_it() {
     let (directory, image) = (directory(), Image::new(1000, 1));
     let path = directory.path().join("image");
     let backing = image.open_with(&path, u64::MAX).unwrap();
-    image.fill(&backing, 0..1000);
+    // Zeros need no room.
+    assert!(image.keep(&backing, 3), "the first chunk of zeros");
+    assert!(!image.keep(&backing, 0), "who can wait is told that it was not written");
+    // Nobody could wait: the runtime of this has no time at all.
+    image.fill_at_once(&backing, 0..1000);
     close(backing);
     let backing = image.open(&path).unwrap();
-    // Zeros need no room.
-    assert!(backing.presence().n_present <= 1000 / 7 + 1);
-    image.check(&backing);
+    let n_present = backing.presence().n_present;
+    assert!((1..=1000 / 7 + 1).contains(&n_present), "{n_present}");
+    assert_eq!(image.check(&backing), n_present as usize);
+}
+
+#[test]
+fn who_waits_hears_of_every_chunk_and_the_queue_may_be_full() {
+    let (directory, image) = (directory(), Image::new(2000, 1));
+    let backing = image.open(&directory.path().join("image")).unwrap();
+    assert!((0..2000).all(|chunk_idx| image.keep(&backing, chunk_idx)));
+    assert!(image.keep(&backing, 7), "it is there already");
+    assert_eq!(backing.presence().n_present, 2000);
+    // Complete or about to be: nothing more is taken.
+    assert!(image.keep(&backing, 8));
+}
+
+#[test]
+fn what_an_earlier_file_left_in_the_state_is_gone_before_a_new_one_has_its_length() {
+    let (directory, image) = (directory(), Image::new(100, 1));
+    let path = directory.path().join("image");
+    let backing = image.open(&path).unwrap();
+    image.fill(&backing, 0..50);
+    close(backing);
+    let identity = identity_of(&image.index).unwrap();
+    // As a process leaves it that is killed while it fills.
+    let state = fs::OpenOptions::new().read(true).write(true).open(place::state_path(&path)).unwrap();
+    let mut block = vec![0; BLOCK_BYTES];
+    state.read_exact_at(&mut block, BLOCK_BYTES as u64).unwrap();
+    let condition = state::Condition::decode(&block, identity.seed()).unwrap();
+    let condition = state::Condition { is_complete: false, changed: None, ..condition };
+    state.write_all_at(&condition.encode(identity.seed()), BLOCK_BYTES as u64).unwrap();
+    drop(state);
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(0).unwrap();
+    let place = place::open(&path, &identity, &|_| false).unwrap();
+    // Killed here, before anything was written of the new file.
+    drop(place);
+    let backing = image.open(&path).unwrap();
+    assert_eq!(backing.presence().n_present, 0, "holes are not taken for chunks");
+    assert!(image.check(&backing) <= 100 / 7 + 1, "but for those of zeros");
 }
 
 #[test]

@@ -3,7 +3,8 @@
 //! Chunks come through a queue of bounded bytes. Every [`FLUSH_BYTES`] or [`FLUSH_AFTER`] the file is flushed on a thread of its own,
 //! while writing goes on; only then are its chunks written down as present.
 //!
-//! Invariants: no fault of the disk reaches a reader; nothing is added while the file system has less than its reserve.
+//! Invariants: no fault of the disk reaches a reader; nothing is added while the file system has less than its reserve; what a flush that
+//! failed may have lost is written again before it counts.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -15,10 +16,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FallocateFlags, Flock, fallocate};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::Shared;
-use super::map::{State, Unsynced};
+use super::map::{Map, State, Unsynced};
 use super::state::{BLOCK_BYTES, Condition, FileId, encode_map_block, map_block_at};
 use crate::chunk::Chunk;
 
@@ -55,12 +56,12 @@ const DISK_BLOCK_BYTES: u64 = 4096;
 const SPACE_AGE: Duration = Duration::from_secs(1);
 
 enum Message {
-    /// A verified chunk to write.
-    Keep(usize, Chunk, OwnedSemaphorePermit),
-    /// A claim that a reader found right.
-    Verified(usize),
+    /// A verified chunk to write, and who wants to hear whether it is in the file.
+    Keep(usize, Chunk, OwnedSemaphorePermit, Option<oneshot::Sender<bool>>),
+    /// A claim that a reader found right, and how often pages had been forgotten when it began to look.
+    Verified(usize, u64),
     /// A flush is over.
-    Flushed(io::Result<()>, Unsynced),
+    Flushed(io::Result<()>),
     End,
 }
 
@@ -87,6 +88,10 @@ struct Rest {
 impl Rest {
     fn is_on(&self) -> bool {
         (self.start.elapsed().as_millis() as u64) < self.until_ms.load(Ordering::Relaxed)
+    }
+
+    fn left(&self) -> Duration {
+        Duration::from_millis(self.until_ms.load(Ordering::Relaxed)).saturating_sub(self.start.elapsed())
     }
 
     fn begin(&self, length: Duration) {
@@ -128,9 +133,10 @@ impl Queue {
             queued: Arc::clone(&queue.queued),
             rest: Arc::clone(&queue.rest),
             pause: Duration::ZERO,
+            is_losing: false,
             unsynced: Unsynced::default(),
             written_since: None,
-            is_flushing: false,
+            flushing: None,
             claim_cursor: 0,
             is_introduced: false,
             is_sealed: false,
@@ -149,17 +155,46 @@ impl Queue {
         if self.rest.is_on() || !lock(&self.queued).insert(chunk_idx) {
             return;
         }
-        let n_permits = u32::try_from((chunk.plain().len() as u64).div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
-        let acquire = Arc::clone(&self.budget).acquire_many_owned(n_permits.clamp(1, self.n_permits));
         // A reader that goes away while it waits must not leave the chunk marked as queued.
         let mark = Queued { queued: &self.queued, chunk_idx: Some(chunk_idx) };
-        let Ok(Ok(permit)) = tokio::time::timeout(self.max_wait, acquire).await else {
+        let Ok(Ok(permit)) = tokio::time::timeout(self.max_wait, self.acquire(chunk)).await else {
             self.rest.begin(FIRST_REST);
             return;
         };
-        if self.sender.send(Message::Keep(chunk_idx, chunk.clone(), permit)).is_ok() {
+        if self.sender.send(Message::Keep(chunk_idx, chunk.clone(), permit, None)).is_ok() {
             mark.keep();
         }
+    }
+
+    /// Takes a chunk to be written for somebody who is in no hurry: waits for room as long as the disk takes, and until it is written.
+    /// Whether it is in the file then, or on its way there for another one.
+    pub(super) async fn keep(&self, chunk_idx: usize, chunk: &Chunk) -> bool {
+        if self.rest.is_on() {
+            return false;
+        }
+        if !lock(&self.queued).insert(chunk_idx) {
+            return true;
+        }
+        let mark = Queued { queued: &self.queued, chunk_idx: Some(chunk_idx) };
+        let Ok(permit) = self.acquire(chunk).await else { return false };
+        let (answer, is_written) = oneshot::channel();
+        if self.sender.send(Message::Keep(chunk_idx, chunk.clone(), permit, Some(answer))).is_err() {
+            return false;
+        }
+        mark.keep();
+        is_written.await.unwrap_or(false)
+    }
+
+    /// Waits until something may be added again.
+    pub(super) async fn rested(&self) {
+        while self.rest.is_on() {
+            tokio::time::sleep(self.rest.left().max(Duration::from_millis(1))).await;
+        }
+    }
+
+    fn acquire(&self, chunk: &Chunk) -> impl Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + use<> {
+        let n_permits = u32::try_from((chunk.plain().len() as u64).div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
+        Arc::clone(&self.budget).acquire_many_owned(n_permits.clamp(1, self.n_permits))
     }
 
     /// Ends the thread, after what was offered has reached the disk. A disk that hangs must not keep the process, so the wait is bounded.
@@ -171,9 +206,9 @@ impl Queue {
     }
 
     /// Hears that a claim was found right.
-    pub(super) fn verified(&self, chunk_idx: usize) {
+    pub(super) fn verified(&self, chunk_idx: usize, n_forgotten: u64) {
         // The thread ends when nothing is left to learn.
-        drop(self.sender.send(Message::Verified(chunk_idx)));
+        drop(self.sender.send(Message::Verified(chunk_idx, n_forgotten)));
     }
 }
 
@@ -228,10 +263,13 @@ struct Writer {
     rest: Arc<Rest>,
     /// The last rest; zero when the last write worked.
     pause: Duration,
+    /// The last flush failed.
+    is_losing: bool,
     unsynced: Unsynced,
     /// When the first of `unsynced` was written.
     written_since: Option<Instant>,
-    is_flushing: bool,
+    /// What a flush that is under way is for.
+    flushing: Option<Unsynced>,
     /// Claims before this chunk were looked at.
     claim_cursor: usize,
     /// The state says that it is of this file.
@@ -241,6 +279,7 @@ struct Writer {
 
 impl Writer {
     fn run(mut self) {
+        self.face_disk();
         loop {
             self.settle();
             if self.is_sealed {
@@ -267,6 +306,17 @@ impl Writer {
         self.close();
     }
 
+    /// Makes that claims are read as the disk has them. The process before may have heard that its bytes did not reach the disk, and have
+    /// left them in memory, where they look right.
+    fn face_disk(&mut self) {
+        if self.shared.map().is_some_and(|map| map.n_claimed() > 0) {
+            self.begin_flush();
+            self.flushed(self.shared.data.sync_data());
+            self.shared.forget_pages();
+        }
+        self.shared.claims_can_be_checked();
+    }
+
     /// How long to wait for a message; `None` when there is nothing to do without one.
     fn patience(&self) -> Option<Duration> {
         let map = self.shared.map()?;
@@ -276,7 +326,7 @@ impl Writer {
                 false => Duration::ZERO,
             });
         }
-        if self.is_flushing {
+        if self.flushing.is_some() {
             return None;
         }
         match self.written_since {
@@ -289,25 +339,34 @@ impl Writer {
 
     fn is_flush_due(&self) -> bool {
         let is_old = self.written_since.is_some_and(|since| since.elapsed() >= FLUSH_AFTER);
-        !self.is_flushing && (self.unsynced.n_bytes >= FLUSH_BYTES || is_old)
+        self.flushing.is_none() && (self.unsynced.n_bytes >= FLUSH_BYTES || is_old)
     }
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Keep(chunk_idx, chunk, _permit) => {
+            Message::Keep(chunk_idx, chunk, _permit, answer) => {
                 if !self.rest.is_on() {
                     match self.keep(chunk_idx, &chunk) {
+                        // What was written tells nothing about a disk that fails later.
+                        Ok(()) if self.is_losing => {}
                         Ok(()) => self.pause = Duration::ZERO,
-                        Err(error) => self.failed(&error),
+                        Err(error) => self.failed(&error, "nothing is added until it works again"),
                     }
                 }
                 lock(&self.queued).remove(&chunk_idx);
+                if let Some(answer) = answer {
+                    let is_there = self.shared.map().is_some_and(|map| map.state(chunk_idx).is_readable());
+                    // Nobody hears it when the warming was ended meanwhile.
+                    let _ = answer.send(is_there);
+                }
             }
-            Message::Verified(chunk_idx) => self.is_there(chunk_idx, State::Claimed),
-            Message::Flushed(flushed, unsynced) => {
-                self.is_flushing = false;
-                self.flushed(flushed, unsynced);
+            Message::Verified(chunk_idx, n_forgotten) => {
+                // What was read before a flush failed may have come from memory only.
+                if n_forgotten == self.shared.n_forgotten() {
+                    self.is_there(chunk_idx, State::Claimed);
+                }
             }
+            Message::Flushed(flushed) => self.flushed(flushed),
             Message::End => {}
         }
     }
@@ -377,13 +436,10 @@ impl Writer {
     }
 
     /// Something could not be written: nothing is tried for a while. The first failure is told.
-    fn failed(&mut self, error: &io::Error) {
+    fn failed(&mut self, error: &io::Error, then: &str) {
         self.shared.report.n_backing_errors.add(1);
         if self.pause.is_zero() {
-            tracing::warn!(
-                "backing file {}: {error}; nothing is added until it works again",
-                self.shared.path.display()
-            );
+            tracing::warn!("backing file {}: {error}; {then}", self.shared.path.display());
         }
         self.pause = (2 * self.pause).clamp(FIRST_REST, LONGEST_REST);
         self.rest.begin(self.pause);
@@ -393,55 +449,70 @@ impl Writer {
     fn settle(&mut self) {
         let shared = Arc::clone(&self.shared);
         let Some(map) = shared.map() else { return };
-        if self.is_flush_due() || (map.is_full() && !self.is_flushing && !self.unsynced.is_empty()) {
+        if self.is_flush_due() || (map.is_full() && self.flushing.is_none() && !self.unsynced.is_empty()) {
             self.start_flush();
         }
         if self.rest.is_on() {
             return;
         }
         if let Err(error) = self.write_map().and_then(|()| self.introduce()) {
-            return self.failed(&error);
+            return self.failed(&error, "nothing is added until it works again");
         }
-        if map.is_full() && self.unsynced.is_empty() && !self.is_flushing {
+        if map.is_full() && self.unsynced.is_empty() && self.flushing.is_none() {
             match self.write_end(true) {
                 Ok(()) => {
                     self.is_sealed = true;
                     shared.is_complete.store(true, Ordering::Release);
                     tracing::info!("backing file {} is complete", shared.path.display());
                 }
-                Err(error) => self.failed(&error),
+                Err(error) => self.failed(&error, "nothing is added until it works again"),
             }
         }
     }
 
     fn start_flush(&mut self) {
-        let unsynced = std::mem::take(&mut self.unsynced);
-        self.written_since = None;
-        self.is_flushing = true;
+        self.begin_flush();
         let (data, sender) = (Arc::clone(&self.shared.data), self.sender.clone());
         let flush = move || {
             let flushed = data.sync_data();
             // Nobody hears it when the mount has ended meanwhile.
-            drop(sender.send(Message::Flushed(flushed, unsynced)));
+            drop(sender.send(Message::Flushed(flushed)));
         };
         if std::thread::Builder::new().name("caifs-flush".to_owned()).spawn(flush).is_err() {
-            // No threads left: these stay claims on the disk.
-            self.is_flushing = false;
+            // No threads left: nothing is written meanwhile.
+            self.flushed(self.shared.data.sync_data());
         }
     }
 
-    fn flushed(&mut self, flushed: io::Result<()>, unsynced: Unsynced) {
+    fn begin_flush(&mut self) {
+        self.flushing = Some(std::mem::take(&mut self.unsynced));
+        self.written_since = None;
+    }
+
+    fn flushed(&mut self, flushed: io::Result<()>) {
         let shared = Arc::clone(&self.shared);
-        let Some(map) = shared.map() else { return };
+        let (Some(map), Some(unsynced)) = (shared.map(), self.flushing.take()) else { return };
         match flushed {
-            Ok(()) => map.made_durable(unsynced),
+            Ok(()) => {
+                map.made_durable(unsynced.without(&self.unsynced));
+                self.is_losing = false;
+            }
             Err(error) => {
-                // What did not reach the disk may be dropped from memory too, so it is hashed before it is used again.
-                map.doubt(unsynced);
-                self.claim_cursor = 0;
-                self.failed(&error);
+                self.lose_written(map);
+                self.failed(&error, "what was written since the last flush is fetched again");
+                self.is_losing = true;
             }
         }
+    }
+
+    /// The file could not be flushed. What was written during the flush is lost, too: of its failure the kernel has told already.
+    fn lose_written(&mut self, map: &Map) {
+        self.unsynced = Unsynced::default();
+        self.written_since = None;
+        map.lose_written();
+        // What an earlier process left in the file may be lost as well.
+        self.shared.forget_pages();
+        self.claim_cursor = 0;
     }
 
     fn write_map(&mut self) -> io::Result<()> {
@@ -477,7 +548,13 @@ impl Writer {
 
     /// Flushes everything and writes down that the file is as it should be.
     fn write_end(&mut self, is_complete: bool) -> io::Result<()> {
-        self.shared.data.sync_all()?;
+        if let Err(error) = self.shared.data.sync_all() {
+            let shared = Arc::clone(&self.shared);
+            if let Some(map) = shared.map() {
+                self.lose_written(map);
+            }
+            return Err(error);
+        }
         self.write_map()?;
         self.state.sync_all()?;
         let metadata = self.shared.data.metadata()?;
@@ -493,16 +570,15 @@ impl Writer {
 
     fn close(mut self) {
         let start = Instant::now();
-        while self.is_flushing {
+        while self.flushing.is_some() {
             match self.receiver.recv_timeout(MAX_CLOSE.saturating_sub(start.elapsed())) {
                 Ok(message @ Message::Flushed(..)) => self.take(message),
                 Ok(_) => {}
                 Err(_) => return,
             }
         }
-        let unsynced = std::mem::take(&mut self.unsynced);
-        let flushed = self.shared.data.sync_data();
-        self.flushed(flushed, unsynced);
+        self.begin_flush();
+        self.flushed(self.shared.data.sync_data());
         let is_full = self.shared.map().is_some_and(|map| map.is_full());
         if let Err(error) = self.write_end(is_full) {
             tracing::warn!("backing file {}: {error}; it was not closed in order", self.shared.path.display());

@@ -14,6 +14,17 @@ struct Run {
     pieces: Range<usize>,
 }
 
+/// What came of filling a chunk into a backing file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filled {
+    /// It was there, or there is no such file.
+    There,
+    /// It was fetched and written.
+    Kept,
+    /// The file takes nothing: its disk is full or fails, or another process fills it.
+    Refused,
+}
+
 impl ChunkedBlob {
     /// Keeps a plain copy of the blob in a file from now on, and reads from it what is there. A large index is hashed first, in the
     /// background, so that this takes the same time for every size; a failure is logged then.
@@ -58,18 +69,32 @@ impl ChunkedBlob {
         self.backing().map(|backing| backing.presence())
     }
 
-    /// Makes sure that a chunk, by its number in the index, is in the backing file or on its way there. Without a backing file, or when it
-    /// is there, this does nothing.
+    /// Makes sure that a chunk, by its number in the index, is in the backing file, and waits for its disk. After a fault of the disk, or
+    /// when it was full, nothing is fetched until it is time to try again.
     ///
     /// # Errors
     /// The chunk cannot be had.
-    pub async fn fill(&self, chunk_idx: usize) -> Result<(), BlobError> {
-        if self.backing().is_none_or(|backing| backing.has(chunk_idx)) {
-            return Ok(());
+    pub async fn fill(&self, chunk_idx: usize) -> Result<Filled, BlobError> {
+        let Some(backing) = self.backing() else { return Ok(Filled::There) };
+        if backing.has(chunk_idx) {
+            return Ok(Filled::There);
+        }
+        if backing.held(chunk_idx) == Held::Claimed {
+            let checking = Arc::clone(backing);
+            let checked = tokio::task::spawn_blocking(move || checking.check(&[chunk_idx])).await;
+            if checked.map_err(|_| BlobError::Abandoned)?.iter().any(|(_, chunk)| chunk.is_some()) {
+                return Ok(Filled::There);
+            }
+        }
+        if !backing.rested().await {
+            return Ok(Filled::Refused);
         }
         let item = self.shared.index.item(chunk_idx).map_err(|error| self.shared.damaged(error))?;
-        let n_bytes = usize::try_from(item.size_bytes()).unwrap_or(usize::MAX);
-        self.read_at(item.start, n_bytes).await.map(drop)
+        let chunk = self.cache.get(self.shared.digest, want(&item)).await?;
+        Ok(match backing.keep(chunk_idx, &chunk).await {
+            true => Filled::Kept,
+            false => Filled::Refused,
+        })
     }
 
     /// As [`ChunkedBlob::read_at`], with a backing file.
@@ -99,8 +124,17 @@ impl ChunkedBlob {
             return Ok(chunk.plain().slice(piece.range.clone()));
         }
         let of_kind = |kind| (0..pieces.len()).filter(|&piece_idx| held[piece_idx] == kind).collect::<Vec<usize>>();
-        let claimed = of_kind(Held::Claimed);
+        let mut claimed = of_kind(Held::Claimed);
         let mut missing = of_kind(Held::No);
+        // What was fetched a moment ago is in memory still, as a rule.
+        let mut at_hand = Vec::new();
+        claimed.retain(|&piece_idx| match self.cache.peek(&pieces[piece_idx].want) {
+            Some(chunk) => {
+                at_hand.push((piece_idx, chunk));
+                false
+            }
+            None => true,
+        });
         // Claimed chunks are read as a whole.
         let claimed_bytes: u64 = claimed.iter().map(|&piece_idx| pieces[piece_idx].want.n_bytes).sum();
         let mut reply = shared.replies.begin_with(n_bytes, claimed_bytes).await;
@@ -115,6 +149,9 @@ impl ChunkedBlob {
             reply.bytes_mut()[starts[piece_idx]..][..range.len()].copy_from_slice(&chunk.plain()[range.clone()]);
         };
 
+        for (piece_idx, chunk) in at_hand {
+            place(&mut reply, piece_idx, &chunk);
+        }
         let runs = runs(&held, &starts, n_bytes, offset);
         let (read, lost) = read_runs(backing, reply, runs).await?;
         reply = read;

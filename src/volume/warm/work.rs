@@ -9,7 +9,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::sleep;
 
 use super::{Tally, Warming};
-use crate::blob::{Blob, BlobError, ChunkedBlob};
+use crate::blob::{Blob, BlobError, ChunkedBlob, Filled};
 use crate::cache::blocks::{BLOCK_BYTES, Blocks};
 use crate::cache::{BATCH_CHUNKS, GetError, Want};
 use crate::store::retry::RetryPolicy;
@@ -22,6 +22,9 @@ const MAX_BATCHES: usize = 8;
 
 /// Chunks on their way into a backing file at the same time.
 const N_FILLED: usize = 32;
+
+/// How often a chunk is offered to a backing file that takes nothing; the pauses between are the file's own.
+const MAX_REFUSALS: u32 = 4;
 
 /// Chunks remembered as met, so that what comes again is counted and looked for once: half a megabyte of them.
 const MAX_MET: usize = 1 << 15;
@@ -76,44 +79,66 @@ pub(super) async fn fill(blob: &ChunkedBlob, range: Range<u64>, warming: &Warmin
                 Ok(item) => fill_one(getter, chunk_idx, item.size_bytes(), warming, tally).await,
                 Err(error) => {
                     tally.failed(1, error);
-                    false
+                    Went::Passing
                 }
             }
         }
     });
     let mut filled = std::pin::pin!(filled.buffer_unordered(N_FILLED));
-    while let Some(went_well) = filled.next().await {
-        // There is no use in asking for the rest.
-        if !went_well && warming.gives_up {
-            return;
+    while let Some(went) = filled.next().await {
+        match went {
+            Went::Well => {}
+            // There is no use in asking for the rest.
+            Went::Passing if warming.gives_up => return,
+            Went::Passing => {}
+            Went::Nowhere => return,
         }
     }
 }
 
-/// Whether it did not fail in a way that can pass.
-async fn fill_one(blob: &ChunkedBlob, chunk_idx: usize, n_bytes: u64, warming: &Warming, tally: &Tally) -> bool {
-    if blob.backing().is_none_or(|backing| backing.has(chunk_idx)) {
-        present(tally, 1, n_bytes);
-        return true;
-    }
+/// What came of one chunk.
+enum Went {
+    /// It is there, or never can be had.
+    Well,
+    /// It failed in a way that can pass.
+    Passing,
+    /// The file takes nothing, of other chunks neither.
+    Nowhere,
+}
+
+async fn fill_one(blob: &ChunkedBlob, chunk_idx: usize, n_bytes: u64, warming: &Warming, tally: &Tally) -> Went {
     let pauses = RetryPolicy { n_retries: warming.n_retries, base: warming.pause, max: MAX_PAUSE };
-    for n_before in 0.. {
+    let (mut n_failures, mut n_refusals) = (0, 0);
+    loop {
         match blob.fill(chunk_idx).await {
-            Ok(()) => {
-                fetched(tally, 1, n_bytes);
-                return true;
+            Ok(Filled::There) => {
+                present(tally, 1, n_bytes);
+                return Went::Well;
             }
-            Err(BlobError::Get(error)) if can_pass(&error) && n_before < warming.n_retries => {
-                sleep(pauses.wait(n_before)).await;
+            Ok(Filled::Kept) => {
+                fetched(tally, 1, n_bytes);
+                return Went::Well;
+            }
+            Ok(Filled::Refused) if n_refusals < MAX_REFUSALS => n_refusals += 1,
+            Ok(Filled::Refused) => {
+                let why = "the backing file takes nothing (its disk is full or fails, or another mount fills it); the rest is not fetched";
+                tally.failed(1, why);
+                return Went::Nowhere;
+            }
+            Err(BlobError::Get(error)) if can_pass(&error) && n_failures < warming.n_retries => {
+                sleep(pauses.wait(n_failures)).await;
+                n_failures += 1;
             }
             Err(error) => {
                 tally.failed(1, &error);
                 tally.done_bytes.add(n_bytes);
-                return !matches!(error, BlobError::Get(error) if can_pass(&error));
+                return match error {
+                    BlobError::Get(error) if can_pass(&error) => Went::Passing,
+                    _ => Went::Well,
+                };
             }
         }
     }
-    true
 }
 
 /// How many of the chunks of a range are not kept.
