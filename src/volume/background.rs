@@ -4,8 +4,10 @@
 //! warmed. It ends when it is stopped or dropped. Invariant: nothing of it is waited for by a reader, and no failure of it ends a mount.
 
 use std::ffi::OsStr;
+use std::fs::OpenOptions;
 use std::future::Future;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -388,8 +390,11 @@ pub async fn read_profile(
 }
 
 fn read_local(path: &Path, max_bytes: u64) -> std::io::Result<Option<Vec<u8>>> {
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
+    // Without O_NONBLOCK a named pipe would hold the thread for ever.
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
+    let file = match opened {
+        Ok(file) if file.metadata()?.is_file() => file,
+        Ok(_) => return Err(std::io::Error::other("not a regular file")),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
