@@ -287,7 +287,10 @@ pub async fn open_volume(
     let source = location.to_string();
     let live = Arc::new(Live::new(location.clone(), config.clone(), Arc::clone(report)));
     let (kind, blob) = (opened.kind, opened.blob.clone());
-    let part = |tree| Part { path: Vec::new(), location: location.clone(), kind, blob: blob.clone(), tree };
+    let part = |tree| {
+        let (opening, location, blob) = (Arc::default(), location.clone(), blob.clone());
+        Part { path: Vec::new(), number: 0, opening, location, kind, blob, tree }
+    };
     if kind == SpecKind::BlobIndex {
         let file_name = match on_file {
             true => None,

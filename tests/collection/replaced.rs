@@ -30,7 +30,7 @@ struct Manners {
     fails_whole: AtomicBool,
     /// It tells no version of anything.
     is_plain: AtomicBool,
-    /// Profiles are never answered.
+    /// The profile of `vm0` is never answered.
     hangs_profiles: AtomicBool,
 }
 
@@ -57,7 +57,7 @@ fn listing(dir: &Path) -> Answer {
 
 fn send(path: &Path, method: &str, request: &Request, manners: &Manners) -> Answer {
     let name = path.to_str().unwrap();
-    if name.ends_with(".profile") && manners.hangs_profiles.load(Ordering::SeqCst) {
+    if name.ends_with("/vm0.caibx.profile") && manners.hangs_profiles.load(Ordering::SeqCst) {
         return Answer::Hang(Vec::new());
     }
     let Ok(bytes) = fs::read(path) else { return answer("404 Not Found", "", b"") };
@@ -276,4 +276,31 @@ fn a_change_is_not_forgotten_when_the_listing_fails() {
     assert_eq!(open.names(), ["a"], "what was listed before");
     lead_to(&ground.index);
     eventually("the change is seen", || open.names() == ["a", "b"]);
+}
+
+#[test]
+fn a_part_that_opens_while_settings_change_gets_the_new_stores() {
+    let ground = Ground::new();
+    ground.image("vm.caibx", &content(1, 8 << 20));
+    let (before, after) = (ground.scratch.join("before.castr"), ground.scratch.join("after.castr"));
+    fs::rename(&ground.store, &before).unwrap();
+    assert!(std::process::Command::new("cp").arg("-r").arg(&before).arg(&after).status().unwrap().success());
+    let place = format!("{}/", ground.index.display());
+    let stores = |path: &Path| vec![path.display().to_string()];
+    let open = Open::new(&place, |config| config.sources.stores = stores(&before));
+    let live = &open.live.live;
+    let mut config = live.config();
+    config.sources.stores = stores(&after);
+    let prepared = {
+        let _guard = open.runtime.enter();
+        live.prepare(config).unwrap()
+    };
+    let vm = open.ino("vm");
+    assert_eq!(open.read(vm, 0, 10), Ok(content(1, 10)));
+    {
+        let _guard = open.runtime.enter();
+        prepared.commit(live);
+    }
+    fs::remove_dir_all(&before).unwrap();
+    assert_eq!(open.read(vm, 8_000_000, 10), Ok(content(1, 8_000_010)[8_000_000..].to_vec()));
 }

@@ -83,18 +83,15 @@ impl Shared {
         let was_marked = dir.unmark();
         let found = self.find_entries(dir).await;
         dir.set_late(false);
-        if found.is_err() && was_marked {
-            // The change that it was marked for was not seen.
-            dir.mark();
-        }
         let found = match found {
             Ok(Some(found)) => found,
             // One below that is gone is empty until the one above tells.
             Ok(None) if dir.ino != ROOT_INO => Vec::new(),
             Ok(None) => {
-                return self.not_listed(dir, OpenError::new(&self.place.to_string(), "there is no such directory"));
+                let error = OpenError::new(&self.place.to_string(), "there is no such directory");
+                return self.not_listed(dir, was_marked, error);
             }
-            Err(error) => return self.not_listed(dir, error),
+            Err(error) => return self.not_listed(dir, was_marked, error),
         };
         let gone = dir.take(found, self.keep_suffix);
         self.forget(gone.parts);
@@ -107,7 +104,11 @@ impl Shared {
         Ok(())
     }
 
-    fn not_listed(&self, dir: &Dir, error: OpenError) -> Result<(), OpenError> {
+    fn not_listed(&self, dir: &Dir, was_marked: bool, error: OpenError) -> Result<(), OpenError> {
+        if was_marked {
+            // What it was marked for was not seen.
+            dir.mark();
+        }
         if dir.is_listed() && dir.failed() {
             tracing::warn!("{error}; using what was listed before");
         }

@@ -237,6 +237,7 @@ impl Shared {
     }
 
     async fn open_now(&self, part: &Arc<Part>) -> Result<Arc<OpenPart>, VolumeError> {
+        let config = self.live.config();
         let sources = self.sources();
         let opened = open_with(&sources, &part.location, &self.replies).await;
         // Looked at behind the reading: a file that is the same then was the same before, since versions do not come again. If its store
@@ -277,7 +278,13 @@ impl Shared {
             }
         };
         self.live.remove(&part.shown);
-        self.live.add(LivePart { path: part.shown.clone(), location: part.location.clone(), kind, blob, tree });
+        let (path, location, opening) = (part.shown.clone(), part.location.clone(), Arc::default());
+        let live_part = LivePart { path, number: part.base, opening, location, kind, blob, tree };
+        self.live.add(live_part.clone());
+        // Settings that came meanwhile may have found it not there yet.
+        if self.live.config() != config {
+            self.live.retune(&live_part);
+        }
         let open = Arc::new(OpenPart { part: Arc::clone(part), volume, index_bytes });
         for closed in self.open.insert(Arc::clone(&open)) {
             // Of two of the same path, one of which was replaced, the newer is told of.
