@@ -11,7 +11,7 @@ use caifs::config::{MountConfig, StoreSettings};
 use caifs::digest::Digest;
 use caifs::report::Report;
 use caifs::store::location::FileLocation;
-use caifs::volume::background::read_profile;
+use caifs::volume::background::{Background, read_profile};
 use caifs::volume::live::LiveVolume;
 use caifs::volume::open::open_volume;
 use caifs::volume::{ROOT_INO, Volume};
@@ -303,4 +303,30 @@ fn a_part_that_opens_while_settings_change_gets_the_new_stores() {
     }
     fs::remove_dir_all(&before).unwrap();
     assert_eq!(open.read(vm, 8_000_000, 10), Ok(content(1, 8_000_010)[8_000_000..].to_vec()));
+}
+
+#[test]
+fn a_part_that_is_opened_again_has_one_profile_at_a_time() {
+    let ground = Ground::new();
+    for i in 0..41 {
+        ground.image(&format!("vm{i}.caibx"), &content(100 + i, 1000));
+    }
+    let manners = Arc::new(Manners::default());
+    manners.hangs_profiles.store(true, Ordering::SeqCst);
+    let server = serve(ground.index.clone(), &manners);
+    let open = Open::new(&server.url(), |config| config.memory_bytes = 2 << 20);
+    let background = Background::start(&open.live.live, open.runtime.handle()).unwrap();
+    let numbers: Vec<u64> = (0..41).map(|i| open.ino(&format!("vm{i}"))).collect();
+    let asked = |name: &str| server.requests().iter().filter(|request| request.line.ends_with(name)).count();
+    assert_eq!(open.read(numbers[0], 0, 10).map(|read| read.len()), Ok(10));
+    eventually("its profile is asked for", || asked("/vm0.caibx.profile") == 1);
+    for _ in 0..3 {
+        // All others are opened between, so that this one is closed.
+        for number in &numbers {
+            assert_eq!(open.read(*number, 0, 10).map(|read| read.len()), Ok(10));
+        }
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(asked("/vm0.caibx.profile"), 1);
+    background.stop();
 }
