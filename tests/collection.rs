@@ -1,9 +1,11 @@
 //! A directory of indexes as one mount: what is shown and how it is called, owners and permissions, refusals.
 //!
-//! * [`changes`]: indexes that come, go and are replaced. [`servers`]: directories elsewhere. [`many`]: a thousand of them.
+//! * [`changes`]: indexes that come, go and are replaced; [`replaced`]: the same when all else goes wrong. [`servers`]: directories elsewhere.
+//!   [`many`]: a thousand of them.
 
 mod changes;
 mod many;
+mod replaced;
 mod servers;
 
 use std::fs;

@@ -90,7 +90,8 @@ pub fn run(args: &WarmArgs) -> Result<()> {
             return Ok(());
         }
     }
-    let part = Part { path: Vec::new(), location, kind: opened.kind, blob: opened.blob, tree: None };
+    let (path, opening, kind, blob) = (Vec::new(), Arc::default(), opened.kind, opened.blob);
+    let part = Part { path, number: 0, opening, location, kind, blob, tree: None };
     let ranges = runtime.block_on(showing_progress(&tally, warm::warm(&part, &wishes, &warming, &tally)))?;
     let (n_bytes, n_requests) = (report.fetched_bytes.get(), report.n_fetches.get());
     let (n_fetched, n_present, n_failed) = (tally.n_fetched.get(), tally.n_present.get(), tally.n_failed.get());

@@ -1,7 +1,8 @@
 //! An index by its two ends: how long its blob is and what its first chunk is, without the table between.
 
 use super::index::{
-    ITEM_BYTES, Index, IndexError, IndexHeader, Item, MIN_INDEX_BYTES, TABLE_START_BYTES, tail_for, u64_at,
+    ITEM_BYTES, Index, IndexError, IndexHeader, Item, MIN_INDEX_BYTES, TABLE_START_BYTES, check_length, tail_for,
+    u64_at,
 };
 
 /// What the two ends of an index tell, when only they are at hand.
@@ -47,11 +48,15 @@ impl Ends {
             Some(_) => end.len().checked_sub(Self::END_BYTES).and_then(|at| u64_at(end, at)).ok_or(bad_tail)?,
             None => 0,
         };
+        let n_chunks = (n_bytes - MIN_INDEX_BYTES as u64) / ITEM_BYTES as u64;
+        check_length(blob_size, n_chunks, abridged.header().sizes.max)?;
         match first {
-            Some(Item { end, .. }) if end > blob_size => {
-                let chunk = (n_bytes - MIN_INDEX_BYTES as u64) / ITEM_BYTES as u64 - 1;
-                Err(IndexError::BadItem { chunk, start: end, end: blob_size, max: abridged.header().sizes.max })
-            }
+            Some(Item { end, .. }) if end > blob_size => Err(IndexError::BadItem {
+                chunk: n_chunks - 1,
+                start: end,
+                end: blob_size,
+                max: abridged.header().sizes.max,
+            }),
             _ => Ok(Self { header: *abridged.header(), blob_size, first }),
         }
     }
@@ -104,6 +109,10 @@ mod tests {
                     assert!(read(&damaged).is_err(), "byte {at}");
                 }
             }
+        }
+        for (last, is_sound) in [(300, true), (301, false), ((1 << 60) - 2, false), (u64::MAX, false)] {
+            let bytes = sample(&[7, 90, last]);
+            assert_eq!((read(&bytes).is_ok(), Index::open(&bytes).is_ok()), (is_sound, is_sound), "{last}");
         }
         assert!(Ends::read(&[], &[], u64::MAX).is_err() && Ends::read(&bytes[..64], &bytes[..10], 144).is_err());
     }

@@ -158,6 +158,18 @@ pub enum IndexError {
         /// Bytes there are.
         has: u64,
     },
+    /// The blob would be longer than that many chunks can be.
+    #[error(
+        "the index is damaged: it says that it has {size} bytes, and its {n_chunks} chunks have {max} each at the most"
+    )]
+    BadLength {
+        /// Where the last item ends.
+        size: u64,
+        /// Items there are.
+        n_chunks: u64,
+        /// The header's maximum.
+        max: u64,
+    },
     /// An item does not follow its predecessor, or is too long.
     #[error(
         "the index is damaged at chunk {chunk}: it would span bytes {start} to {end} (at most {max} bytes allowed)"
@@ -258,7 +270,9 @@ impl<B: AsRef<[u8]>> Index<B> {
         if !table_bytes.is_multiple_of(ITEM_BYTES) || !has_tail {
             return Err(IndexError::BadTail { has: all.len() as u64 });
         }
-        Ok(Self { bytes, header, n_chunks: table_bytes / ITEM_BYTES })
+        let index = Self { bytes, header, n_chunks: table_bytes / ITEM_BYTES };
+        check_length(index.blob_size(), index.n_chunks as u64, max)?;
+        Ok(index)
     }
 
     /// What the index says before its table.
@@ -352,6 +366,15 @@ impl<B: AsRef<[u8]>> Index<B> {
 impl<B> std::fmt::Debug for Index<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Index").field("header", &self.header).field("n_chunks", &self.n_chunks).finish_non_exhaustive()
+    }
+}
+
+/// Refuses a length that so many chunks cannot have: nobody else should have to reckon with lengths beyond all reason.
+pub(super) fn check_length(size: u64, n_chunks: u64, max: u64) -> Result<(), IndexError> {
+    // More than a u64 can hold is more than any length.
+    match n_chunks.checked_mul(max).is_some_and(|most| size > most) {
+        true => Err(IndexError::BadLength { size, n_chunks, max }),
+        false => Ok(()),
     }
 }
 
@@ -500,6 +523,13 @@ mod tests {
         }
         for (offset, value) in [(48, 5), (56, 5)] {
             assert!(open(&with(offset, value)).contains("no chunk table"));
+        }
+        // The last end: as long as its chunks can be, and longer.
+        let last_end = 64 + 2 * 40;
+        assert!(Index::open(with(last_end, 300)).is_ok());
+        for size in [301, 1 << 40, (1 << 60) - 2, u64::MAX] {
+            let wanted = format!("it says that it has {size} bytes, and its 3 chunks have 100 each at the most");
+            assert!(open(&with(last_end, size)).contains(&wanted), "{size}");
         }
         let tail = sample(&[50, 51, 151]).len() - 40;
         for field in 0..5 {

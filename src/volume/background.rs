@@ -1,13 +1,18 @@
 //! What goes on beside the serving of a volume, as its settings say: warming, replaying a profile, recording one.
 //!
 //! [`Background`] does for every part of a volume what is to be done, when the part is opened: first its profile, then what is to be
-//! warmed. It ends when it is stopped or dropped. Invariant: nothing of it is waited for by a reader, and no failure of it ends a mount.
+//! warmed; once at a time for each part, and for a few parts at a time. It ends when it is stopped or dropped.
+//!
+//! Invariants: nothing of it is waited for by a reader, no failure of it ends a mount, and what waits for its turn keeps no part open.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
+use std::fs::OpenOptions;
 use std::future::Future;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -40,8 +45,9 @@ const FIRST_PAUSE: Duration = Duration::from_secs(2);
 /// The share of the memory budget that a profile may take while it is read.
 const PROFILE_SHARE: u64 = 64;
 
-/// Profiles that are replayed at the same time; those of other parts wait.
+/// Profiles that are replayed at the same time, and parts that are warmed; other parts wait.
 const MAX_REPLAYS: usize = 4;
+const MAX_WARMED: usize = 4;
 
 /// The background work of a volume. It ends with this value.
 #[derive(Debug)]
@@ -61,8 +67,20 @@ struct Shared {
     warming: Warming,
     watch: Arc<Watch>,
     replays: Arc<Semaphore>,
+    warmings: Arc<Semaphore>,
+    /// What has the parts. It knows us, too.
+    live: Weak<Live>,
+    /// Parts that somebody waits or works for. Never held over I/O or await; the parts of `live` may be asked for meanwhile.
+    at_work: Arc<Mutex<HashSet<PartKey>>>,
     runtime: Handle,
     tasks: Mutex<Vec<AbortHandle>>,
+}
+
+/// Which part: its path and number.
+type PartKey = (Vec<u8>, u64);
+
+fn key_of(part: &Part) -> PartKey {
+    (part.path.clone(), part.number)
 }
 
 /// Who wants to know what readers touch.
@@ -89,7 +107,7 @@ impl Background {
     ///
     /// # Errors
     /// A profile is to be recorded, and its file cannot be made, or the volume has no chunks to record.
-    pub fn start(live: &Live, runtime: &Handle) -> Result<Self, OpenError> {
+    pub fn start(live: &Arc<Live>, runtime: &Handle) -> Result<Self, OpenError> {
         let MountConfig { ahead, sources, memory_bytes, .. } = live.config();
         let watch = Arc::new(Watch::default());
         if let Some(path) = &ahead.record {
@@ -118,6 +136,9 @@ impl Background {
             config: ahead,
             watch,
             replays: Arc::new(Semaphore::new(MAX_REPLAYS)),
+            warmings: Arc::new(Semaphore::new(MAX_WARMED)),
+            live: Arc::downgrade(live),
+            at_work: Arc::default(),
             runtime: runtime.clone(),
             tasks: Mutex::default(),
         });
@@ -154,19 +175,23 @@ impl PartObserver for Shared {
             blob.cache().set_touches(Arc::<Watch>::clone(&self.watch));
         }
         let wishes: Vec<Wish> = self.wishes.iter().filter_map(|wish| wish.for_part(&part.path)).collect();
+        let profile = self.profile_of(part);
+        if profile.is_none() && wishes.is_empty() {
+            return;
+        }
+        // One that was closed and is open again while its turn has not come or is not over.
+        let Some(at_work) = AtWork::begin(&self.at_work, part) else { return };
         let work = PartWork {
-            part: part.clone(),
+            live: Weak::clone(&self.live),
+            at_work,
+            location: part.location.clone(),
             wishes,
-            profile: self.profile_of(part),
             settings: Arc::clone(&self.settings),
             max_profile_bytes: self.max_profile_bytes,
             warming: self.warming.clone(),
             watch: Arc::clone(&self.watch),
-            replays: Arc::clone(&self.replays),
         };
-        if work.profile.is_some() || !work.wishes.is_empty() {
-            self.spawn(work.run());
-        }
+        self.spawn(work.run(profile, Arc::clone(&self.replays), Arc::clone(&self.warmings)));
     }
 }
 
@@ -219,28 +244,72 @@ async fn write_regularly(watch: Arc<Watch>) {
     }
 }
 
-/// What is to be done for one part.
+/// A part that is waited or worked for, until this is dropped.
+struct AtWork {
+    all: Arc<Mutex<HashSet<PartKey>>>,
+    key: PartKey,
+    /// It counts as done already.
+    is_over: bool,
+}
+
+impl AtWork {
+    /// `None` if somebody is at it already.
+    fn begin(all: &Arc<Mutex<HashSet<PartKey>>>, part: &Part) -> Option<Self> {
+        let key = key_of(part);
+        let is_new = all.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
+        is_new.then(|| Self { all: Arc::clone(all), key, is_over: false })
+    }
+
+    /// The part, if it is open. Otherwise it counts as done: whoever opens it from now on begins anew.
+    fn part(&mut self, live: &Weak<Live>) -> Option<Part> {
+        let live = live.upgrade()?;
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let part = live.parts().into_iter().find(|part| part.path == self.key.0 && part.number == self.key.1);
+        if part.is_none() {
+            all.remove(&self.key);
+            self.is_over = true;
+        }
+        part
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        }
+    }
+}
+
+/// What is to be done for one part. While it waits for its turn it does not hold the part itself, which may be closed meanwhile.
 struct PartWork {
-    part: Part,
+    live: Weak<Live>,
+    at_work: AtWork,
+    location: FileLocation,
     wishes: Vec<Wish>,
-    profile: Option<(FileLocation, bool)>,
     settings: Arc<StoreSettings>,
     max_profile_bytes: u64,
     warming: Warming,
     watch: Arc<Watch>,
-    replays: Arc<Semaphore>,
 }
 
 impl PartWork {
-    async fn run(mut self) {
-        if let (Some((location, is_named)), Blob::Chunked(blob)) = (self.profile.take(), self.part.blob.clone()) {
-            let _turn = self.replays.acquire().await;
+    async fn run(mut self, profile: Option<(FileLocation, bool)>, replays: Arc<Semaphore>, warmings: Arc<Semaphore>) {
+        if let Some((location, is_named)) = profile {
+            let _turn = replays.acquire().await;
             if let Some(profile) = self.read_profile(&location, is_named).await {
-                self.replay(&location, profile, &blob).await;
+                match self.at_work.part(&self.live).map(|part| part.blob) {
+                    Some(Blob::Chunked(blob)) => self.replay(&location, profile, &blob).await,
+                    Some(Blob::File(_) | Blob::Remote(_)) => {}
+                    None => return,
+                }
             }
         }
         if !self.wishes.is_empty() {
-            self.warm().await;
+            let _turn = warmings.acquire().await;
+            if let Some(part) = self.at_work.part(&self.live) {
+                self.warm(&part).await;
+            }
         }
     }
 
@@ -280,9 +349,9 @@ impl PartWork {
         self.conclude(&format!("{location}: replayed"), &tally);
     }
 
-    async fn warm(&self) {
-        let location = &self.part.location;
-        match warm::check(&self.part.blob) {
+    async fn warm(&self, part: &Part) {
+        let location = &self.location;
+        match warm::check(&part.blob) {
             Ok(()) => {}
             Err(NotWarmable::Local) => return,
             Err(why) => return tracing::warn!("{location}: nothing is warmed: {why}"),
@@ -291,7 +360,7 @@ impl PartWork {
         for wish in &self.wishes {
             let mut n_before = 0;
             loop {
-                match warm::warm(&self.part, std::slice::from_ref(wish), &self.warming, &tally).await {
+                match warm::warm(part, std::slice::from_ref(wish), &self.warming, &tally).await {
                     Ok(_) => break,
                     Err(WishError::Unreadable { .. }) if n_before < N_RETRIES => {
                         n_before += 1;
@@ -388,8 +457,11 @@ pub async fn read_profile(
 }
 
 fn read_local(path: &Path, max_bytes: u64) -> std::io::Result<Option<Vec<u8>>> {
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
+    // Without O_NONBLOCK a named pipe would hold the thread for ever.
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
+    let file = match opened {
+        Ok(file) if file.metadata()?.is_file() => file,
+        Ok(_) => return Err(std::io::Error::other("not a regular file")),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };

@@ -51,6 +51,10 @@ pub trait PartObserver: Debug + Send + Sync {
 pub struct Part {
     /// Path within the mount, empty for the only one.
     pub path: Vec<u8>,
+    /// Tells it from others that were at the same path: the same when it is closed and opened again, another when its file was replaced.
+    pub number: u64,
+    /// Tells this opening of it from others; clones share it.
+    pub opening: Arc<()>,
     /// Where the index or archive lies.
     pub location: FileLocation,
     /// What it is.

@@ -23,6 +23,8 @@ use crate::blob::{Blob, ChunkedBlob, FileBlob};
 use crate::config::{MountConfig, SourceConfig};
 use crate::format::index::{Index, Kind, archive_flags, kind_of};
 use crate::report::Report;
+use crate::store::FileInfo;
+use crate::store::local_files::local_info;
 use crate::store::location::{FileLocation, without_secrets};
 use crate::tree::{Tree, TreeConfig};
 
@@ -140,10 +142,17 @@ pub struct Opened {
     pub blob: Blob,
     /// Where the file lies.
     pub location: FileLocation,
-    /// The file's modification time.
-    pub mtime: SystemTime,
+    /// What is known of the file that is read: that of what is kept, if its store does not answer.
+    pub info: FileInfo,
     /// Where its metadata table may lie.
     pub tables: TablePlaces,
+}
+
+impl Opened {
+    /// The file's modification time.
+    pub fn mtime(&self) -> SystemTime {
+        self.info.mtime.unwrap_or(SystemTime::UNIX_EPOCH)
+    }
 }
 
 /// Opens an index or archive for reading.
@@ -195,26 +204,29 @@ pub(super) async fn open_with(
         }
         (Kind::Archive, _) | (Kind::Other, Some(SpecKind::Archive)) => {
             refuse_plain_archive(trust).map_err(|error| fail(&error))?;
-            let (blob, mtime) = match location {
+            let (blob, info) = match location {
                 FileLocation::Remote { name, .. } => {
-                    let (blocks, mtime) = sources.archive(location, name).await?;
-                    (Blob::Remote(blocks), mtime)
+                    let (blocks, info) = sources.archive(location, name).await?;
+                    (Blob::Remote(blocks), info)
                 }
                 _ => {
                     let path = location.file_name();
-                    let mtime = path.metadata().and_then(|metadata| metadata.modified());
+                    // Looked at before it is opened, as an index is.
+                    let info = local_info(path);
                     let blob = FileBlob::open(path).map_err(|error| fail(&error))?;
-                    (Blob::File(blob), mtime.unwrap_or(SystemTime::UNIX_EPOCH))
+                    let size = blob.size();
+                    let unknown = || FileInfo { size, version: None, mtime: None, has_ranges: true };
+                    (Blob::File(blob), info.unwrap_or_else(unknown))
                 }
             };
-            return Ok(Opened { kind: SpecKind::Archive, blob, location: location.clone(), mtime, tables });
+            return Ok(Opened { kind: SpecKind::Archive, blob, location: location.clone(), info, tables });
         }
         (Kind::Other, None) => {
             return Err(fail(&"it is neither an index (.caibx, .caidx) nor an archive (.catar)"));
         }
         (Kind::Index, _) | (Kind::Other, Some(SpecKind::BlobIndex | SpecKind::ArchiveIndex)) => {}
     }
-    let (bytes, mtime) = sources.index(location).await?;
+    let (bytes, info) = sources.index(location).await?;
     let index = Index::open(bytes).map_err(|error| fail(&error))?;
     let suggests_archive = index.header().suggests_archive();
     let cache = sources.cache(location)?;
@@ -224,7 +236,7 @@ pub(super) async fn open_with(
         None if suggests_archive || begins_with_archive(&blob).await => SpecKind::ArchiveIndex,
         None => SpecKind::BlobIndex,
     };
-    Ok(Opened { kind, blob, location: location.clone(), mtime, tables })
+    Ok(Opened { kind, blob, location: location.clone(), info, tables })
 }
 
 /// The first bytes of a local file.
@@ -247,8 +259,9 @@ pub async fn open_tree(opened: Opened, plan: &MemoryPlan) -> Result<Tree, OpenEr
     if opened.kind == SpecKind::BlobIndex {
         return Err(OpenError::new(&shown, "it is the index of a blob, not of a directory tree"));
     }
+    let mtime = opened.mtime();
     let tree = Tree::open(opened.blob, plan.tree).await.map_err(|error| OpenError::new(&shown, error))?;
-    table::attach_at_hand(&tree, &opened.tables, opened.mtime).await;
+    table::attach_at_hand(&tree, &opened.tables, mtime).await;
     Ok(tree)
 }
 
@@ -274,7 +287,10 @@ pub async fn open_volume(
     let source = location.to_string();
     let live = Arc::new(Live::new(location.clone(), config.clone(), Arc::clone(report)));
     let (kind, blob) = (opened.kind, opened.blob.clone());
-    let part = |tree| Part { path: Vec::new(), location: location.clone(), kind, blob: blob.clone(), tree };
+    let part = |tree| {
+        let (opening, location, blob) = (Arc::default(), location.clone(), blob.clone());
+        Part { path: Vec::new(), number: 0, opening, location, kind, blob, tree }
+    };
     if kind == SpecKind::BlobIndex {
         let file_name = match on_file {
             true => None,
@@ -285,11 +301,11 @@ pub async fn open_volume(
         };
         live.add(part(None));
         let is_backed = config.keep.backing.is_some();
-        let image = ImageConfig { file_name, show, mtime: opened.mtime, source, is_backed };
+        let image = ImageConfig { file_name, show, mtime: opened.mtime(), source, is_backed };
         let volume = Arc::new(ImageVolume::new(opened.blob, image, Arc::clone(report)));
         return Ok(LiveVolume { volume, live });
     }
-    let (tables, mtime) = (opened.tables.clone(), opened.mtime);
+    let (tables, mtime) = (opened.tables.clone(), opened.mtime());
     let tree = Arc::new(open_tree(opened, &plan).await?);
     table::background::start(&tree, tables, mtime, &Walks::new(&plan));
     live.add(part(Some(Arc::clone(&tree))));

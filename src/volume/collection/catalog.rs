@@ -13,6 +13,9 @@ use super::names::{EntryKind, shown_names};
 use super::part::Part;
 use crate::store::FileVersion;
 
+/// How soon a directory that is known to have changed is listed again when that failed.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
 /// What a listing told of a file. Two that are equal are taken for the same file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Stamp {
@@ -62,7 +65,7 @@ pub(super) struct Entry {
 impl Entry {
     /// What was found out about it, if that can be used.
     pub(super) fn known(&self) -> Option<Arc<Part>> {
-        self.part().filter(|_| !self.is_stale.load(Ordering::Relaxed))
+        self.part().filter(|part| !self.is_stale.load(Ordering::Relaxed) && !part.is_replaced())
     }
 
     /// The same, be it old.
@@ -103,7 +106,8 @@ struct State {
     by_name: HashMap<Vec<u8>, u64>,
     next_place: u64,
     listed: Option<Instant>,
-    has_failed: bool,
+    /// When it could not be listed, if that is the last that is known.
+    failed: Option<Instant>,
     /// When the newest of its files was modified.
     newest: Option<SystemTime>,
     /// When it was modified itself, if anybody tells.
@@ -128,16 +132,20 @@ impl Dir {
         self.is_marked.store(true, Ordering::Relaxed);
     }
 
-    /// To be asked before it is listed: takes the mark away.
-    pub(super) fn unmark(&self) {
-        self.is_marked.store(false, Ordering::Relaxed);
+    /// To be asked before it is listed: takes the mark away; whether there was one.
+    pub(super) fn unmark(&self) -> bool {
+        self.is_marked.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether what was listed can be used: it is not older than `max_age` (`None` for any age), and nothing is known to have changed.
+    /// Whether what was listed can be used: it is not older than `max_age` (`None` for any age), and nothing is known to have changed; or
+    /// it was just tried in vain to list it.
     pub(super) fn is_fresh(&self, max_age: Option<Duration>) -> bool {
-        let listed = self.lock().listed;
-        !self.is_marked.load(Ordering::Relaxed)
-            && listed.is_some_and(|at| max_age.is_none_or(|max_age| at.elapsed() < max_age))
+        let (listed, failed) = {
+            let state = self.lock();
+            (state.listed, state.failed)
+        };
+        let is_settled = !self.is_marked.load(Ordering::Relaxed) || failed.is_some_and(|at| at.elapsed() < RETRY_PAUSE);
+        is_settled && listed.is_some_and(|at| max_age.is_none_or(|max_age| at.elapsed() < max_age))
     }
 
     /// Takes note whether a listing of it is waited for in vain.
@@ -160,7 +168,7 @@ impl Dir {
     pub(super) fn failed(&self) -> bool {
         let mut state = self.lock();
         state.listed = state.listed.and(Some(Instant::now()));
-        !std::mem::replace(&mut state.has_failed, true)
+        state.failed.replace(Instant::now()).is_none()
     }
 
     /// Takes over what was listed; gives the parts and the directories that are not there any more.
@@ -202,7 +210,7 @@ impl Dir {
             state.entries.insert(place, (shown, entry));
         }
         before.values().for_each(|(_, entry)| gone.add(entry));
-        (state.listed, state.has_failed, state.newest) = (Some(Instant::now()), false, newest);
+        (state.listed, state.failed, state.newest) = (Some(Instant::now()), None, newest);
         gone
     }
 
@@ -309,8 +317,12 @@ mod tests {
         assert!(dir.get(b"b").is_none() && dir.get(b"a.caibx").is_none());
         dir.mark();
         assert!(!dir.is_fresh(None) && dir.is_listed());
-        dir.unmark();
+        assert!(dir.unmark() && !dir.unmark());
         assert!(dir.is_fresh(None) && dir.failed() && !dir.failed());
+        dir.mark();
+        assert!(dir.is_fresh(None), "not tried again at once");
+        std::thread::sleep(RETRY_PAUSE);
+        assert!(!dir.is_fresh(None), "the change is not forgotten");
     }
 
     #[test]

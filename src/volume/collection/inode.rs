@@ -10,7 +10,8 @@
 //! A file's number in its tree is where it lies in the archive, so a tree has as many numbers as its archive has bytes: a span of them,
 //! that begins at a hash. That spans of two trees meet has the chance of their bytes in 2^61 (1,000 trees of 1 TiB: one in 2,000); the
 //! one that is looked at second then gets another hash, and its numbers depend on the order. An archive of [`MAX_SPAN`] bytes or
-//! more is not taken. Bit 63 is never set, as some programs print these numbers with a sign.
+//! more is not taken, and one for which none of [`MAX_SALTS`] hashes has room neither: archives that only claim to be so large leave room
+//! for others. Bit 63 is never set, as some programs print these numbers with a sign.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,8 +22,11 @@ use crate::tree::ROOT_INO;
 const KIND_SHIFT: u32 = 61;
 const HASH_MASK: u64 = (1 << KIND_SHIFT) - 1;
 
-/// The most numbers that one part may have: 2^60.
-pub(super) const MAX_SPAN: u64 = 1 << 60;
+/// The most numbers that one part may have: those of a pebibyte. There are 2,048 times as many.
+pub(super) const MAX_SPAN: u64 = 1 << 50;
+
+/// How many hashes are tried. With half of all numbers taken in spans of this size, one part in 2^64 would find no room.
+const MAX_SALTS: u32 = 64;
 
 /// What a number is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -91,19 +95,16 @@ impl<P: Numbered> Numbers<P> {
         self.by_base.get(&base)
     }
 
-    /// A base from which on `span` numbers are free.
-    pub(super) fn free_base(&self, kind: NumberKind, path: &[u8], version: &str, span: u64) -> u64 {
-        let mut salt = 0;
-        loop {
-            let base = number(kind, path, version, salt);
-            let fits = (base & HASH_MASK) + span <= HASH_MASK;
+    /// A base from which on `span` numbers are free, if one is found.
+    pub(super) fn free_base(&self, kind: NumberKind, path: &[u8], version: &str, span: u64) -> Option<u64> {
+        (0..MAX_SALTS).map(|salt| number(kind, path, version, salt)).find(|base| {
+            let fits = (base & HASH_MASK).checked_add(span).is_some_and(|end| end <= HASH_MASK);
             // The last part that begins before the end of the span must end before its beginning.
-            let before = self.by_base.range(..=base + span).next_back();
-            if fits && before.is_none_or(|(other, part)| other + part.span() < base) {
-                return base;
+            fits && {
+                let before = self.by_base.range(..=base + span).next_back();
+                before.is_none_or(|(other, part)| other + part.span() < *base)
             }
-            salt += 1;
-        }
+        })
     }
 
     pub(super) fn insert(&mut self, part: Arc<P>) {
@@ -116,6 +117,7 @@ impl<P: Numbered> Numbers<P> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use proptest::prelude::*;
 
@@ -152,14 +154,32 @@ mod tests {
         }
     }
 
+    #[test]
+    fn where_there_is_no_room_the_search_ends() {
+        let mut numbers = Numbers::default();
+        let all = HASH_MASK >> 1;
+        let first = (0..100).find_map(|i| numbers.free_base(NumberKind::Tree, b"x", &i.to_string(), all)).unwrap();
+        numbers.insert(Arc::new(Span(first, all)));
+        assert_eq!(numbers.free_base(NumberKind::Tree, b"y", "", all), None);
+        assert_eq!(numbers.free_base(NumberKind::Tree, b"y", "", HASH_MASK), None);
+        assert_eq!(numbers.free_base(NumberKind::Tree, b"y", "", u64::MAX), None);
+        assert!(numbers.free_base(NumberKind::Tree, b"y", "", 1 << 40).is_some(), "others have room");
+        // As many of the largest as anybody could have, and a quarter of all numbers with them.
+        let mut numbers = Numbers::default();
+        for i in 0..512 {
+            let base = numbers.free_base(NumberKind::Tree, b"x", &i.to_string(), MAX_SPAN - 1).unwrap();
+            numbers.insert(Arc::new(Span(base, MAX_SPAN - 1)));
+        }
+    }
+
     proptest! {
         #[test]
-        fn no_number_belongs_to_two_parts(spans in proptest::collection::vec(1u64..MAX_SPAN / 8, 1..7), probe in any::<u64>()) {
+        fn no_number_belongs_to_two_parts(spans in proptest::collection::vec(1u64..1 << 57, 1..7), probe in any::<u64>()) {
             let mut numbers = Numbers::default();
             let mut all = Vec::new();
             for (i, span) in spans.into_iter().enumerate() {
                 // Spans so large that they often meet.
-                let base = numbers.free_base(NumberKind::Tree, b"x", &i.to_string(), span);
+                let base = numbers.free_base(NumberKind::Tree, b"x", &i.to_string(), span).unwrap();
                 prop_assert_eq!(base >> 61, 3);
                 prop_assert_eq!((base + span) >> 61, 3);
                 numbers.insert(Arc::new(Span(base, span)));

@@ -13,8 +13,9 @@ use super::Shared;
 use super::catalog::{Dir, Entry, Found, Stamp, joined};
 use super::inode::{MAX_SPAN, NumberKind, directory_ino, first_base, is_directory};
 use super::names::EntryKind;
-use super::part::{Facts, Part};
+use super::part::{Facts, Part, is_same_file};
 use super::peek::{PeekError, Peeked, peek};
+use crate::digest::ChunkId;
 use crate::store::location::FileLocation;
 use crate::store::{FileInfo, Listed, local_files};
 use crate::tree::ROOT_INO;
@@ -79,7 +80,7 @@ impl Shared {
         if dir.is_fresh(self.max_age) {
             return Ok(());
         }
-        dir.unmark();
+        let was_marked = dir.unmark();
         let found = self.find_entries(dir).await;
         dir.set_late(false);
         let found = match found {
@@ -87,9 +88,10 @@ impl Shared {
             // One below that is gone is empty until the one above tells.
             Ok(None) if dir.ino != ROOT_INO => Vec::new(),
             Ok(None) => {
-                return self.not_listed(dir, OpenError::new(&self.place.to_string(), "there is no such directory"));
+                let error = OpenError::new(&self.place.to_string(), "there is no such directory");
+                return self.not_listed(dir, was_marked, error);
             }
-            Err(error) => return self.not_listed(dir, error),
+            Err(error) => return self.not_listed(dir, was_marked, error),
         };
         let gone = dir.take(found, self.keep_suffix);
         self.forget(gone.parts);
@@ -102,7 +104,11 @@ impl Shared {
         Ok(())
     }
 
-    fn not_listed(&self, dir: &Dir, error: OpenError) -> Result<(), OpenError> {
+    fn not_listed(&self, dir: &Dir, was_marked: bool, error: OpenError) -> Result<(), OpenError> {
+        if was_marked {
+            // What it was marked for was not seen.
+            dir.mark();
+        }
         if dir.is_listed() && dir.failed() {
             tracing::warn!("{error}; using what was listed before");
         }
@@ -202,7 +208,14 @@ impl Shared {
                 return Err(VolumeError::Stale { message: format!("{location} was just replaced") });
             }
         };
-        let part = self.number(dir, name, entry, location, info, peeked)?;
+        // What was read may be what is kept of the file. If it is not that of `info`, only its place can say that it is there.
+        if !is_same_file(&peeked.info, &info) {
+            let now = sources.info(&location).await;
+            if !matches!(now, Ok(Some(now)) if is_same_file(&peeked.info, &now)) {
+                return Err(kept_another(&location));
+            }
+        }
+        let part = self.number(dir, name, entry, location, peeked)?;
         self.forget(entry.set(&part).into_iter().collect());
         Ok(Some(part))
     }
@@ -214,10 +227,9 @@ impl Shared {
         name: &[u8],
         entry: &Entry,
         location: FileLocation,
-        info: FileInfo,
         peeked: Peeked,
     ) -> Result<Arc<Part>, VolumeError> {
-        let Peeked { size, root } = peeked;
+        let Peeked { info, content, size, root } = peeked;
         let (kind, span) = number_kind(entry.kind, size);
         if span >= MAX_SPAN || i64::try_from(size).is_err() {
             let why = format!("{location}: it says that it has {size} bytes");
@@ -237,10 +249,12 @@ impl Shared {
                 rdev: 0,
             },
         };
-        let version = version_text(&info);
+        let version = version_text(&info, content.as_ref());
         let mut numbers = self.numbers();
         let base = first_base(kind, &entry.path, &version);
-        if let Some(known) = numbers.at(base).filter(|known| known.location == location && known.is_of(&info)) {
+        let is_known =
+            |known: &&Arc<Part>| known.location == location && known.is_of(&info) && known.content == content;
+        if let Some(known) = numbers.at(base).filter(is_known) {
             // It was away and is there again.
             if known.is_gone() {
                 known.set_gone(false);
@@ -248,10 +262,14 @@ impl Shared {
             }
             return Ok(Arc::clone(known));
         }
-        let base = numbers.free_base(kind, &entry.path, &version, span);
+        let Some(base) = numbers.free_base(kind, &entry.path, &version, span) else {
+            let why =
+                format!("{location}: the archives here say that they are so large that no inode numbers are left");
+            return Err(VolumeError::io(EioSite::Unopened, why));
+        };
         let shown = joined(&dir.path, name);
         let parent_ino = dir.ino;
-        let facts = Facts { shown, parent_ino, location, info, size, attr };
+        let facts = Facts { shown, parent_ino, location, info, content, size, attr };
         let part = Arc::new(Part::new(base, span, facts));
         numbers.insert(Arc::clone(&part));
         self.size_bytes.fetch_add(size, Ordering::Relaxed);
@@ -415,8 +433,18 @@ fn number_kind(kind: EntryKind, size: u64) -> (NumberKind, u64) {
 }
 
 /// The version as it goes into the numbers.
-fn version_text(info: &FileInfo) -> String {
-    info.version.as_ref().map_or_else(|| format!("{} bytes", info.size), |version| version.0.clone())
+fn version_text(info: &FileInfo, content: Option<&ChunkId>) -> String {
+    match (&info.version, content) {
+        (Some(version), _) => version.0.clone(),
+        (None, Some(content)) => content.to_hex(),
+        (None, None) => format!("{} bytes", info.size),
+    }
+}
+
+/// What was read is what is kept of a file, and its place has another one by now.
+pub(super) fn kept_another(location: &FileLocation) -> VolumeError {
+    let why = format!("{location}: it cannot be read from its place, and what is kept of it is another version");
+    VolumeError::io(EioSite::Unopened, why)
 }
 
 fn found_remote(listed: Listed) -> Option<Found> {

@@ -11,8 +11,11 @@ use std::time::SystemTime;
 use lru::LruCache;
 
 use super::inode::Numbered;
+use crate::blob::Blob;
+use crate::digest::{ChunkId, Digest};
 use crate::store::FileInfo;
 use crate::store::location::FileLocation;
+use crate::volume::open::Opened;
 use crate::volume::{Attr, Volume};
 
 /// Parts open at a time. Each may have a file open, and the usual limit of files is 1,024.
@@ -36,12 +39,16 @@ pub(super) struct Part {
     pub(super) location: FileLocation,
     /// What is known of the file of the index or archive.
     pub(super) info: FileInfo,
+    /// What its index has in it, where no version tells.
+    pub(super) content: Option<ChunkId>,
     /// Bytes of the blob or archive.
     pub(super) size: u64,
     /// What is shown of its own file or directory.
     pub(super) attr: Attr,
     /// Its file was removed or replaced.
     is_gone: AtomicBool,
+    /// Another file was found in its place, be it that a listing does not tell.
+    is_replaced: AtomicBool,
     /// Held by who opens it.
     pub(super) opening: Arc<tokio::sync::Mutex<()>>,
 }
@@ -53,21 +60,46 @@ pub(super) struct Facts {
     pub(super) parent_ino: u64,
     pub(super) location: FileLocation,
     pub(super) info: FileInfo,
+    pub(super) content: Option<ChunkId>,
     pub(super) size: u64,
     pub(super) attr: Attr,
 }
 
+/// Whether what is known of two files says that they are the same.
+pub(super) fn is_same_file(one: &FileInfo, other: &FileInfo) -> bool {
+    one.size == other.size && one.version == other.version
+}
+
+/// What tells an index from others where its server tells no version: the hash of all of it, as it was just read from one end to the
+/// other. (An archive without a version is not opened at all.)
+pub(super) fn content_of(opened: &Opened) -> Option<ChunkId> {
+    match (&opened.info.version, &opened.blob) {
+        (None, Blob::Chunked(blob)) => Some(Digest::Sha256.id(blob.index().bytes())),
+        (Some(_), _) | (None, Blob::File(_) | Blob::Remote(_)) => None,
+    }
+}
+
 impl Part {
     pub(super) fn new(base: u64, span: u64, facts: Facts) -> Self {
-        let Facts { shown, parent_ino, location, info, size, attr } = facts;
+        let Facts { shown, parent_ino, location, info, content, size, attr } = facts;
         let attr = Attr { ino: base + 1, ..attr };
-        let (is_gone, opening) = (AtomicBool::new(false), Arc::default());
-        Self { base, span, shown, parent_ino, location, info, size, attr, is_gone, opening }
+        let (is_gone, is_replaced, opening) = (AtomicBool::new(false), AtomicBool::new(false), Arc::default());
+        Self { base, span, shown, parent_ino, location, info, content, size, attr, is_gone, is_replaced, opening }
     }
 
-    /// Whether a file is the one that this was made from.
+    /// Whether a file is the one that this was made from, by what is known of both.
     pub(super) fn is_of(&self, info: &FileInfo) -> bool {
-        self.info.size == info.size && self.info.version == info.version
+        is_same_file(&self.info, info) && !self.is_replaced()
+    }
+
+    /// Hears that another file was found in its place. It never comes back: what is found there next is another part.
+    pub(super) fn set_replaced(&self) {
+        self.is_replaced.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether another file was found in its place.
+    pub(super) fn is_replaced(&self) -> bool {
+        self.is_replaced.load(Ordering::Relaxed)
     }
 
     /// When the index or archive was modified.
@@ -177,7 +209,7 @@ fn weight(open: &OpenPart) -> usize {
 #[allow(clippy::unwrap_used)]
 pub(super) mod tests {
     use super::*;
-    use crate::blob::{Blob, FileBlob};
+    use crate::blob::FileBlob;
     use crate::volume::image::{ImageConfig, ImageVolume};
     use crate::volume::{FileKind, Show};
 
@@ -196,7 +228,7 @@ pub(super) mod tests {
         };
         let info = FileInfo { size: 1, version: None, mtime: None, has_ranges: true };
         let location = FileLocation::Local("/x".into());
-        let facts = Facts { shown: Vec::new(), parent_ino: 1, location, info, size: 1, attr };
+        let facts = Facts { shown: Vec::new(), parent_ino: 1, location, info, content: None, size: 1, attr };
         let part = Arc::new(Part::new(base, 1, facts));
         assert_eq!((part.attr.ino, part.mtime()), (base + 1, SystemTime::UNIX_EPOCH));
         let blob = Blob::File(FileBlob::open(std::path::Path::new("/proc/self/stat")).unwrap());

@@ -14,9 +14,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::names::EntryKind;
+use super::part::content_of;
 use crate::blob::replies::Replies;
 use crate::blob::source::IndexBytes;
 use crate::blob::{Blob, BlobError, ChunkedBlob, FileBlob};
+use crate::digest::ChunkId;
 use crate::format::ends::Ends;
 use crate::format::index::{Index, encode};
 use crate::store::FileInfo;
@@ -32,6 +34,10 @@ const MAX_WHOLE_BYTES: u64 = 16 << 10;
 /// What was found out.
 #[derive(Debug)]
 pub(super) struct Peeked {
+    /// What is known of the file that was read. That may be what is kept of it, when its place does not answer.
+    pub(super) info: FileInfo,
+    /// What its index has in it, where no version tells.
+    pub(super) content: Option<ChunkId>,
     /// Bytes of the blob or archive.
     pub(super) size: u64,
     /// The root of a tree.
@@ -69,9 +75,9 @@ pub(super) async fn peek(
         return Ok(open_and_look(sources, location, kind, replies).await?);
     }
     if kind == EntryKind::Archive {
-        let blob = archive(sources, location).await?;
-        let size = blob.size();
-        return Ok(Peeked { size, root: Some(root_of(&blob, size, location).await?) });
+        let (blob, read) = archive(sources, location).await?;
+        let (size, info) = (blob.size(), read.unwrap_or_else(|| info.clone()));
+        return Ok(Peeked { info, content: None, size, root: Some(root_of(&blob, size, location).await?) });
     }
     let shown = location.to_string();
     let failed = |why: &dyn ToString| PeekError::Failed(OpenError::new(&shown, why.to_string()));
@@ -91,8 +97,10 @@ pub(super) async fn peek(
     let (first_bytes, last_bytes) = (head.len().min(Ends::HEAD_BYTES), end.len().saturating_sub(Ends::END_BYTES));
     let ends = Ends::read(&head[..first_bytes], &end[last_bytes..], n_bytes).map_err(|error| failed(&error))?;
     let size = ends.blob_size;
+    // Each range was of this version.
+    let peeked = |root| Peeked { info: info.clone(), content: None, size, root };
     if kind == EntryKind::Image {
-        return Ok(Peeked { size, root: None });
+        return Ok(peeked(None));
     }
     let Some(first) = ends.first else { return Err(failed(&"the archive is empty")) };
     // The index of the first chunk alone, as if the archive had no more.
@@ -101,7 +109,7 @@ pub(super) async fn peek(
     let cache = sources.cache(location)?;
     let beginning = Blob::Chunked(ChunkedBlob::with_replies(beginning, &shown, cache, Arc::clone(replies)));
     match Tree::root_of(&beginning, size).await {
-        Ok(root) => Ok(Peeked { size, root: Some(root) }),
+        Ok(root) => Ok(peeked(Some(root))),
         // It has more metadata than the first chunk has bytes.
         Err(TreeError::Blob(BlobError::OutOfRange { .. })) => {
             Ok(open_and_look(sources, location, kind, replies).await?)
@@ -122,21 +130,25 @@ async fn open_and_look(
         EntryKind::Image | EntryKind::Directory => None,
         EntryKind::TreeIndex | EntryKind::Archive => Some(root_of(&opened.blob, size, location).await?),
     };
-    Ok(Peeked { size, root })
+    Ok(Peeked { content: content_of(&opened), info: opened.info, size, root })
 }
 
 async fn root_of(blob: &Blob, size: u64, location: &FileLocation) -> Result<Node, OpenError> {
     Tree::root_of(blob, size).await.map_err(|error| OpenError::new(&location.to_string(), error))
 }
 
-async fn archive(sources: &Sources, location: &FileLocation) -> Result<Blob, OpenError> {
+/// A plain archive, and what is known of the file of a store that it is.
+async fn archive(sources: &Sources, location: &FileLocation) -> Result<(Blob, Option<FileInfo>), OpenError> {
     let failed = |error: &dyn ToString| OpenError::new(&location.to_string(), error.to_string());
     match location {
-        FileLocation::Remote { name, .. } => Ok(Blob::Remote(sources.archive(location, name).await?.0)),
+        FileLocation::Remote { name, .. } => {
+            let (blocks, info) = sources.archive(location, name).await?;
+            Ok((Blob::Remote(blocks), Some(info)))
+        }
         FileLocation::Local(path) => {
             let path = path.clone();
             let opened = tokio::task::spawn_blocking(move || FileBlob::open(&path)).await;
-            Ok(Blob::File(opened.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?))
+            Ok((Blob::File(opened.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?), None))
         }
         FileLocation::Stdio => Err(failed(&"it does not lie in a directory")),
     }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::look::{aside, unknown_attr, unopened};
+use super::look::{aside, kept_another, unknown_attr, unopened};
 use super::names::EntryKind;
-use super::part::{OpenPart, Part};
+use super::part::{OpenPart, Part, content_of};
 use super::{Collection, DIRECTORY_LASTS, Dir, Shared, inode};
 use crate::blob::Blob;
 use crate::tree::{ROOT_INO, Tree};
@@ -223,23 +223,39 @@ impl Shared {
         aside(&self.asides, open).await
     }
 
+    /// Another file was found in the place of a part: whoever looks there again finds that.
+    fn replaced(&self, part: &Part) -> VolumeError {
+        part.set_replaced();
+        self.removed_or_replaced(part)
+    }
+
+    fn removed_or_replaced(&self, part: &Part) -> VolumeError {
+        if let Some(dir) = self.dirs().get(&part.parent_ino) {
+            dir.mark();
+        }
+        VolumeError::Stale { message: format!("{} was removed or replaced", part.location) }
+    }
+
     async fn open_now(&self, part: &Arc<Part>) -> Result<Arc<OpenPart>, VolumeError> {
+        let config = self.live.config();
         let sources = self.sources();
         let opened = open_with(&sources, &part.location, &self.replies).await;
-        // Looked at behind the reading: a file that is the same then was the same before, since versions do not come again.
-        let is_same = match sources.info(&part.location).await {
-            Ok(info) => info.is_some_and(|info| part.is_of(&info)),
-            // Its store is away, and what is kept of it was opened.
-            Err(_) => opened.as_ref().is_ok_and(|opened| opened.mtime == part.mtime()),
-        };
-        if !is_same || opened.as_ref().is_ok_and(|opened| opened.blob.size() != part.size) {
-            if let Some(dir) = self.dirs().get(&part.parent_ino) {
-                dir.mark();
-            }
-            let message = format!("{} was removed or replaced", part.location);
-            return Err(VolumeError::Stale { message });
+        // Looked at behind the reading: a file that is the same then was the same before, since versions do not come again. If its store
+        // is away, what is kept of it was opened.
+        match sources.info(&part.location).await {
+            Ok(Some(info)) if part.is_of(&info) => {}
+            Ok(Some(_)) => return Err(self.replaced(part)),
+            Ok(None) => return Err(self.removed_or_replaced(part)),
+            Err(_) => {}
         }
         let mut opened = opened.map_err(|error| unopened(&error))?;
+        // What was opened may be what is kept, whatever its place has.
+        if !part.is_of(&opened.info) {
+            return Err(kept_another(&part.location));
+        }
+        if opened.blob.size() != part.size || content_of(&opened) != part.content {
+            return Err(self.replaced(part));
+        }
         opened.tables.obey(&self.live.config().keep);
         let (source, report) = (part.location.to_string(), Arc::clone(&self.report));
         let index_bytes = match &opened.blob {
@@ -262,7 +278,13 @@ impl Shared {
             }
         };
         self.live.remove(&part.shown);
-        self.live.add(LivePart { path: part.shown.clone(), location: part.location.clone(), kind, blob, tree });
+        let (path, location, opening) = (part.shown.clone(), part.location.clone(), Arc::default());
+        let live_part = LivePart { path, number: part.base, opening, location, kind, blob, tree };
+        self.live.add(live_part.clone());
+        // Settings that came meanwhile may have found it not there yet.
+        if self.live.config() != config {
+            self.live.retune(&live_part);
+        }
         let open = Arc::new(OpenPart { part: Arc::clone(part), volume, index_bytes });
         for closed in self.open.insert(Arc::clone(&open)) {
             // Of two of the same path, one of which was replaced, the newer is told of.

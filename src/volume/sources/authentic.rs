@@ -5,7 +5,6 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use std::time::SystemTime;
 
 use bytes::Bytes;
 
@@ -19,27 +18,27 @@ use crate::volume::open::OpenError;
 use crate::volume::trust::{self, TrustError};
 
 impl Sources {
-    /// An index that is what is demanded of it, when it was modified, and its signature if one is demanded.
+    /// An index that is what is demanded of it, what is known of its file, and its signature if one is demanded.
     ///
     /// # Errors
     /// As [`Sources::index`].
     pub async fn signed_index(
         &self,
         location: &FileLocation,
-    ) -> Result<(IndexBytes, SystemTime, Option<Signature>), OpenError> {
-        let ReadIndex { mut bytes, mtime, came } = self.read_index(location).await?;
+    ) -> Result<(IndexBytes, FileInfo, Option<Signature>), OpenError> {
+        let ReadIndex { mut bytes, info, came } = self.read_index(location).await?;
         let mut signature = None;
         if trust::is_demanded(&self.config.trust) {
-            let is_kept = matches!(came, Some((Came::FromCache, _)));
+            let is_kept = came == Some(Came::FromCache);
             (bytes, signature) = self.checked(location, bytes, is_kept).await?;
         }
-        if let Some((Came::Fresh, info)) = &came {
-            self.keep_file(location, info, bytes.as_ref());
+        if came == Some(Came::Fresh) {
+            self.keep_file(location, &info, bytes.as_ref());
         }
         if let Some(signature) = &signature {
             tracing::info!("{location}: signed with key {}: {:?}", signature.key_id, signature.trusted_comment);
         }
-        Ok((bytes, mtime, signature))
+        Ok((bytes, info, signature))
     }
 
     /// Checks an index that was read; `is_kept` says that it is what was kept of it.

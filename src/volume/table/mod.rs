@@ -302,7 +302,7 @@ pub async fn make(opened: &Opened, plan: &MemoryPlan, pace: Pace) -> Result<Made
     let Some(disk) = &opened.tables.disk else {
         return Err(fail(&"there is no cache to keep its metadata table in (name a directory with -c)"));
     };
-    let binding = binding(&opened.blob, opened.mtime).await.map_err(|error| fail(&error))?;
+    let binding = binding(&opened.blob, opened.mtime()).await.map_err(|error| fail(&error))?;
     let key = key_of(&binding, Origin::Own);
     let _lock = loop {
         if let Some(table) = kept_table(disk, &key, &binding).await {
