@@ -259,6 +259,28 @@ fn a_named_pipe_beside_an_index_is_no_profile() {
 }
 
 #[test]
+fn versions_that_come_back_have_their_numbers_again_however_often() {
+    let ground = Ground::new();
+    let contents = [content(1, 1000), content(2, 1000)];
+    let indexes = contents.each_ref().map(|content| fs::read(ground.image("vm.caibx", content)).unwrap());
+    let server = serve(ground.index.clone(), &Arc::default());
+    let open = Open::new(&server.url(), |_| {});
+    let mut numbers = Vec::new();
+    for round in 0..150 {
+        let version = round % 2;
+        fs::write(ground.index.join("vm.caibx"), &indexes[version]).unwrap();
+        if let Some(&before) = numbers.last() {
+            // Found replaced when it is to be opened.
+            assert_eq!(open.read(before, 0, 1000), Err(libc::ESTALE), "round {round}");
+        }
+        numbers.push(open.ino("vm"));
+    }
+    assert_ne!(numbers[0], numbers[1]);
+    assert!(numbers.chunks(2).all(|pair| pair == &numbers[..2]), "{numbers:?}");
+    assert_eq!(open.read(numbers[149], 0, 1000), Ok(contents[1].clone()));
+}
+
+#[test]
 fn a_change_is_not_forgotten_when_the_listing_fails() {
     let ground = Ground::new();
     ground.image("a.caibx", b"a");

@@ -119,10 +119,11 @@ pub struct Presence {
 }
 
 impl Presence {
-    /// Hundredths of percent of the chunks that are there; 10,000 only if all are.
+    /// Hundredths of percent of the chunks that are there; 10,000 only if all are, on the disk, too.
     pub fn per_myriad(&self) -> u64 {
         match self.n_chunks {
             0 => 10_000,
+            n_chunks if self.n_present == n_chunks && self.is_filled => 9_999,
             n_chunks => u64::try_from(u128::from(self.n_present) * 10_000 / u128::from(n_chunks)).unwrap_or(10_000),
         }
     }

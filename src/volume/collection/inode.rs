@@ -25,7 +25,8 @@ const HASH_MASK: u64 = (1 << KIND_SHIFT) - 1;
 /// The most numbers that one part may have: those of a pebibyte. There are 2,048 times as many.
 pub(super) const MAX_SPAN: u64 = 1 << 50;
 
-/// How many hashes are tried. With half of all numbers taken in spans of this size, one part in 2^64 would find no room.
+/// How many hashes are tried. With half of all numbers taken by spans as large as the one that is sought, a hash has room with a chance of
+/// one in six, and none of them has for one part in 100,000; with a quarter taken, for none in 10^21.
 const MAX_SALTS: u32 = 64;
 
 /// What a number is of.
@@ -93,6 +94,17 @@ impl<P: Numbered> Numbers<P> {
     /// The part with this base.
     pub(super) fn at(&self, base: u64) -> Option<&Arc<P>> {
         self.by_base.get(&base)
+    }
+
+    /// The part of a path and version, by whichever hash it found room.
+    pub(super) fn known(
+        &self,
+        kind: NumberKind,
+        path: &[u8],
+        version: &str,
+        is_it: impl Fn(&P) -> bool,
+    ) -> Option<&Arc<P>> {
+        (0..MAX_SALTS).filter_map(|salt| self.at(number(kind, path, version, salt))).find(|part| is_it(part))
     }
 
     /// A base from which on `span` numbers are free, if one is found.

@@ -251,11 +251,13 @@ impl Shared {
         };
         let version = version_text(&info, content.as_ref());
         let mut numbers = self.numbers();
-        let base = first_base(kind, &entry.path, &version);
-        let is_known =
-            |known: &&Arc<Part>| known.location == location && known.is_of(&info) && known.content == content;
-        if let Some(known) = numbers.at(base).filter(is_known) {
-            // It was away and is there again.
+        let is_known = |known: &Part| {
+            let is_same = known.location == location && is_same_file(&known.info, &info);
+            is_same && known.size == size && known.content == content
+        };
+        if let Some(known) = numbers.known(kind, &entry.path, &version, is_known) {
+            // It was away, or another one was there meanwhile, and is there again.
+            known.set_replaced(false);
             if known.is_gone() {
                 known.set_gone(false);
                 self.size_bytes.fetch_add(size, Ordering::Relaxed);
@@ -443,7 +445,9 @@ fn version_text(info: &FileInfo, content: Option<&ChunkId>) -> String {
 
 /// What was read is what is kept of a file, and its place has another one by now.
 pub(super) fn kept_another(location: &FileLocation) -> VolumeError {
-    let why = format!("{location}: it cannot be read from its place, and what is kept of it is another version");
+    let why = format!(
+        "{location}: what can be read of it, from its place or the cache, is another version than its place tells of"
+    );
     VolumeError::io(EioSite::Unopened, why)
 }
 

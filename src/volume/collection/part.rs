@@ -92,9 +92,9 @@ impl Part {
         is_same_file(&self.info, info) && !self.is_replaced()
     }
 
-    /// Hears that another file was found in its place. It never comes back: what is found there next is another part.
-    pub(super) fn set_replaced(&self) {
-        self.is_replaced.store(true, Ordering::Relaxed);
+    /// Hears whether another file was found in its place. Until it has been looked at anew, nothing found there is this one.
+    pub(super) fn set_replaced(&self, is_replaced: bool) {
+        self.is_replaced.store(is_replaced, Ordering::Relaxed);
     }
 
     /// Whether another file was found in its place.

@@ -225,7 +225,7 @@ impl Shared {
 
     /// Another file was found in the place of a part: whoever looks there again finds that.
     fn replaced(&self, part: &Part) -> VolumeError {
-        part.set_replaced();
+        part.set_replaced(true);
         self.removed_or_replaced(part)
     }
 
@@ -283,7 +283,9 @@ impl Shared {
         self.live.add(live_part.clone());
         // Settings that came meanwhile may have found it not there yet.
         if self.live.config() != config {
-            self.live.retune(&live_part);
+            let (live, live_part) = (Arc::clone(&self.live), live_part);
+            // Secrets may have to be asked for. What goes wrong is in the log.
+            let _ = tokio::task::spawn_blocking(move || live.retune(&live_part)).await;
         }
         let open = Arc::new(OpenPart { part: Arc::clone(part), volume, index_bytes });
         for closed in self.open.insert(Arc::clone(&open)) {
