@@ -2,7 +2,7 @@
 //!
 //! Invariants: an entry whose file is the same as before stays the same value, with all that is known of it; one whose file was replaced
 //! is a new one; the place of an entry in a listing never changes, so that a reader who goes on after a change misses nothing that was
-//! there all the time, and sees nothing twice.
+//! there all the time, and sees nothing twice; all listings of a mount together take no more than their room ([`NameRoom`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +15,43 @@ use crate::store::FileVersion;
 
 /// How soon a directory that is known to have changed is listed again when that failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a name takes beside the letters of its path: its entry, and what is known of it once it was looked at.
+const ENTRY_BYTES: usize = 768;
+
+/// How often the letters of a path are held.
+const N_PATHS: usize = 4;
+
+/// The room that all listings of a mount have together.
+#[derive(Debug)]
+pub(super) struct NameRoom {
+    max_bytes: usize,
+    /// Never held over I/O or await.
+    n_bytes: Mutex<usize>,
+}
+
+impl NameRoom {
+    /// An empty one.
+    pub(super) fn new(max_bytes: usize) -> Self {
+        Self { max_bytes, n_bytes: Mutex::new(0) }
+    }
+
+    /// How much it has.
+    pub(super) fn max_bytes(&self) -> usize {
+        self.max_bytes
+    }
+
+    /// Takes so much in the place of what was taken before; `false` if that is too much.
+    fn exchange(&self, before: usize, after: usize) -> bool {
+        let mut n_bytes = self.n_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = n_bytes.saturating_sub(before).saturating_add(after);
+        let fits = after <= before || wanted <= self.max_bytes;
+        if fits {
+            *n_bytes = wanted;
+        }
+        fits
+    }
+}
 
 /// What a listing told of a file. Two that are equal are taken for the same file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -94,6 +131,8 @@ pub(super) struct Dir {
     is_marked: AtomicBool,
     /// A listing takes longer than anybody waits for it.
     is_late: AtomicBool,
+    /// The one above does not have it any more.
+    is_gone: AtomicBool,
     /// Held by who lists it.
     pub(super) listing: tokio::sync::Mutex<()>,
 }
@@ -105,6 +144,8 @@ struct State {
     /// Places by the names that are shown.
     by_name: HashMap<Vec<u8>, u64>,
     next_place: u64,
+    /// What the entries take of the room for names.
+    n_bytes: usize,
     listed: Option<Instant>,
     /// When it could not be listed, if that is the last that is known.
     failed: Option<Instant>,
@@ -123,6 +164,7 @@ impl Dir {
             state: Mutex::default(),
             is_marked: AtomicBool::new(false),
             is_late: AtomicBool::new(false),
+            is_gone: AtomicBool::new(false),
             listing: tokio::sync::Mutex::default(),
         }
     }
@@ -171,14 +213,42 @@ impl Dir {
         state.failed.replace(Instant::now()).is_none()
     }
 
-    /// Takes over what was listed; gives the parts and the directories that are not there any more.
-    pub(super) fn take(&self, mut found: Vec<Found>, keep_suffix: bool) -> Gone {
+    /// Hears whether the one above has it.
+    pub(super) fn set_gone(&self, is_gone: bool) {
+        self.is_gone.store(is_gone, Ordering::Relaxed);
+    }
+
+    /// Whether the one above has it no more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.is_gone.load(Ordering::Relaxed)
+    }
+
+    /// Forgets what was listed, as of one that is gone; gives what was in it. If it comes back it is another, and its entries have new places.
+    pub(super) fn empty(&self, room: &NameRoom) -> Gone {
+        let mut state = self.lock();
+        let mut gone = Gone::default();
+        std::mem::take(&mut state.entries).values().for_each(|(_, entry)| gone.add(entry));
+        state.by_name = HashMap::new();
+        room.exchange(std::mem::take(&mut state.n_bytes), 0);
+        state.listed = None;
+        gone
+    }
+
+    /// Takes over what was listed; gives the parts and the directories that are not there any more. `None` if there is no room for so many
+    /// names: what was known stays.
+    pub(super) fn take(&self, mut found: Vec<Found>, keep_suffix: bool, room: &NameRoom) -> Option<Gone> {
         found.sort_by(|a, b| a.name.cmp(&b.name));
         found.dedup_by(|a, b| a.name == b.name);
         let names: Vec<(&[u8], EntryKind)> = found.iter().map(|found| (found.name.as_slice(), found.kind)).collect();
         let shown = shown_names(&names, keep_suffix);
         let newest = found.iter().filter_map(|found| found.stamp.mtime).max();
+        let letters: usize = found.iter().map(|found| found.name.len() + self.path.len() + 1).sum();
+        let n_bytes = found.len() * ENTRY_BYTES + letters * N_PATHS;
         let mut state = self.lock();
+        if !room.exchange(state.n_bytes, n_bytes) {
+            return None;
+        }
+        state.n_bytes = n_bytes;
         let mut before: HashMap<Vec<u8>, (u64, Arc<Entry>)> = std::mem::take(&mut state.entries)
             .into_iter()
             .map(|(place, (_, entry))| (entry.path.clone(), (place, entry)))
@@ -211,7 +281,7 @@ impl Dir {
         }
         before.values().for_each(|(_, entry)| gone.add(entry));
         (state.listed, state.failed, state.newest) = (Some(Instant::now()), None, newest);
-        gone
+        Some(gone)
     }
 
     /// The entry that is shown by a name.
@@ -296,11 +366,38 @@ mod tests {
         behind.map(|(place, name, _)| (place, String::from_utf8(name).unwrap())).collect()
     }
 
+    fn take(dir: &Dir, found: Vec<Found>, keep_suffix: bool) -> Gone {
+        dir.take(found, keep_suffix, &NameRoom::new(usize::MAX)).unwrap()
+    }
+
+    #[test]
+    fn the_names_of_all_directories_stay_within_their_room() {
+        let room = NameRoom::new(10 * (ENTRY_BYTES + 100));
+        let some = |n: usize| (0..n).map(|i| found(&format!("{i}.caibx"), Some(1))).collect::<Vec<_>>();
+        let (one, other) = (Dir::new(b"one".to_vec(), 5, 1), Dir::new(b"other".to_vec(), 6, 1));
+        assert!(one.take(some(6), false, &room).is_some());
+        assert!(other.take(some(6), false, &room).is_none() && !other.is_listed() && other.len() == 0);
+        assert!(other.take(some(3), false, &room).is_some());
+        assert!(one.take(some(9), false, &room).is_none() && one.len() == 6, "what was known stays");
+        assert!(one.take(some(2), false, &room).is_some() && other.take(some(6), false, &room).is_some());
+        let gone = other.empty(&room);
+        assert!(gone.parts.is_empty() && other.len() == 0 && !other.is_listed());
+        assert!(one.take(some(9), false, &room).is_some());
+        assert_eq!(*room.n_bytes.lock().unwrap(), one.lock().n_bytes);
+        // What was emptied has new places.
+        one.take(some(2), false, &room).unwrap();
+        other.take(some(6), false, &room).unwrap();
+        assert_eq!(names(&other, 6, 9).len(), 6);
+        // A long name counts by its letters.
+        let long = found(&format!("{}.caibx", "x".repeat(60_000)), Some(1));
+        assert!(one.take(vec![long], false, &room).is_none());
+    }
+
     #[test]
     fn a_listing_goes_on_where_it_was_whatever_changes() {
         let dir = Dir::new(b"d".to_vec(), 5, 1);
         assert!(!dir.is_listed() && !dir.is_fresh(None));
-        dir.take(vec![found("b.caibx", Some(1)), found("a.caibx", Some(1)), found("c.caibx", Some(1))], false);
+        take(&dir, vec![found("b.caibx", Some(1)), found("a.caibx", Some(1)), found("c.caibx", Some(1))], false);
         assert!(
             dir.is_fresh(None) && dir.is_fresh(Some(Duration::from_secs(3600))) && !dir.is_fresh(Some(Duration::ZERO))
         );
@@ -310,7 +407,7 @@ mod tests {
         assert_eq!(a.path, b"d/a.caibx");
         // One before the place where the reader is comes, one goes, one is replaced.
         let gone =
-            dir.take(vec![found("0.caibx", Some(1)), found("a.caibx", Some(1)), found("c.caibx", Some(2))], false);
+            take(&dir, vec![found("0.caibx", Some(1)), found("a.caibx", Some(1)), found("c.caibx", Some(2))], false);
         assert!(gone.parts.is_empty() && gone.directories.is_empty());
         assert_eq!(names(&dir, 2, 9), [(3, "c".into()), (4, "0".into())]);
         assert!(Arc::ptr_eq(&a, &dir.get(b"a").unwrap()));
@@ -328,9 +425,9 @@ mod tests {
     #[test]
     fn a_name_is_another_when_a_second_comes_and_its_file_is_the_same() {
         let dir = Dir::new(Vec::new(), 1, 1);
-        dir.take(vec![found("a.caibx", Some(1))], false);
+        take(&dir, vec![found("a.caibx", Some(1))], false);
         let image = dir.get(b"a").unwrap();
-        dir.take(vec![found("a.caibx", Some(1)), found("a.caidx", Some(1))], false);
+        take(&dir, vec![found("a.caibx", Some(1)), found("a.caidx", Some(1))], false);
         assert!(dir.get(b"a").is_none() && Arc::ptr_eq(&image, &dir.get(b"a.caibx").unwrap()));
     }
 
@@ -338,8 +435,8 @@ mod tests {
     fn what_a_listing_does_not_tell_is_looked_at_again() {
         let dir = Dir::new(Vec::new(), 1, 1);
         for (size, is_stale) in [(Some(1), false), (None, true)] {
-            dir.take(vec![found("a.caibx", size)], false);
-            dir.take(vec![found("a.caibx", size)], false);
+            take(&dir, vec![found("a.caibx", size)], false);
+            take(&dir, vec![found("a.caibx", size)], false);
             assert_eq!(dir.get(b"a").unwrap().is_stale.load(Ordering::Relaxed), is_stale);
         }
     }

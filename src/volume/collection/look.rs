@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::Shared;
-use super::catalog::{Dir, Entry, Found, Stamp, joined};
+use super::catalog::{Dir, Entry, Found, Gone, Stamp, joined};
 use super::inode::{MAX_SPAN, NumberKind, directory_ino, first_base, is_directory};
 use super::names::EntryKind;
 use super::part::{Facts, Part, is_same_file};
@@ -32,7 +32,7 @@ const SEARCH_PAUSE: Duration = Duration::from_secs(5);
 /// The most directories searched for it.
 const MAX_SEARCHED: usize = 10_000;
 
-/// Parts whose files are gone that are remembered by their numbers, beside those that are open.
+/// Parts whose files are gone that are remembered by their numbers, beside those that are open; and directories that are gone.
 const MAX_GONE: usize = 4096;
 
 /// A name in a directory.
@@ -93,15 +93,45 @@ impl Shared {
             }
             Err(error) => return self.not_listed(dir, was_marked, error),
         };
-        let gone = dir.take(found, self.keep_suffix);
-        self.forget(gone.parts);
-        for path in gone.directories {
-            // If it is there again, it is another.
-            if let Some(dir) = self.dirs().get(&directory_ino(&path)) {
-                dir.mark();
+        let Some(gone) = dir.take(found, self.keep_suffix, &self.names) else {
+            let max = self.names.max_bytes() >> 20;
+            let why = format!(
+                "its names are too many beside those of the other directories ({max} MiB are held at the most)"
+            );
+            let error = OpenError::new(&self.place.below(&dir.path).to_string(), why);
+            return self.not_listed(dir, was_marked, error);
+        };
+        self.leave(gone);
+        Ok(())
+    }
+
+    /// Forgets what is not there any more, and what was below it.
+    fn leave(&self, gone: Gone) {
+        let mut waiting = vec![gone];
+        while let Some(Gone { parts, directories }) = waiting.pop() {
+            self.forget(parts);
+            for path in directories {
+                let ino = directory_ino(&path);
+                let Some(dir) = self.dirs().get(&ino).cloned() else { continue };
+                // If it is there again, it is another. Who is in it finds it empty.
+                waiting.push(dir.empty(&self.names));
+                if !dir.is_gone() {
+                    dir.set_gone(true);
+                    self.gone_dirs().push_back(ino);
+                }
             }
         }
-        Ok(())
+        loop {
+            let oldest = {
+                let mut gone = self.gone_dirs();
+                if gone.len() <= MAX_GONE { None } else { gone.pop_front() }
+            };
+            let Some(ino) = oldest else { return };
+            let mut dirs = self.dirs();
+            if dirs.get(&ino).is_some_and(|dir| dir.is_gone()) {
+                dirs.remove(&ino);
+            }
+        }
     }
 
     fn not_listed(&self, dir: &Dir, was_marked: bool, error: OpenError) -> Result<(), OpenError> {
@@ -300,7 +330,9 @@ impl Shared {
     pub(super) fn dir_at(&self, path: &[u8], parent_ino: u64) -> Arc<Dir> {
         let ino = directory_ino(path);
         let mut dirs = self.dirs();
-        Arc::clone(dirs.entry(ino).or_insert_with(|| Arc::new(Dir::new(path.to_vec(), ino, parent_ino))))
+        let dir = dirs.entry(ino).or_insert_with(|| Arc::new(Dir::new(path.to_vec(), ino, parent_ino)));
+        dir.set_gone(false);
+        Arc::clone(dir)
     }
 
     /// The directory of an entry that is one.

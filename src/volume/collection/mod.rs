@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use self::catalog::Dir;
+use self::catalog::{Dir, NameRoom};
 use self::inode::Numbers;
 use self::part::{OpenParts, Part};
 use self::watch::Watch;
@@ -54,13 +54,18 @@ pub const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(30);
 /// Looks and openings under way at the same time, each on a thread that may block; there are 512 of those.
 const MAX_ASIDES: usize = 64;
 
+/// What all listings of a mount may take, in bytes: some 300,000 names. It is not part of the memory budget, since what was listed cannot be
+/// forgotten while the kernel may ask for it, but a server that has ever more directories must not take all memory.
+const MAX_NAME_BYTES: usize = 256 << 20;
+
 /// A directory of indexes and archives.
 #[derive(Debug, Clone)]
 pub struct Collection {
     shared: Arc<Shared>,
 }
 
-/// Locks are never held over I/O or await, and none while another is taken, but for `gone` before `numbers`.
+/// Locks are never held over I/O or await, and none while another is taken, but for `gone` before `numbers`, and what a directory knows before
+/// the room for names.
 #[derive(Debug)]
 struct Shared {
     /// The directory.
@@ -86,6 +91,10 @@ struct Shared {
     numbers: Mutex<Numbers<Part>>,
     /// The bases of parts whose files are gone, the oldest first.
     gone: Mutex<VecDeque<u64>>,
+    /// The numbers of directories that are gone, the oldest first. One that is there again may be among them.
+    gone_dirs: Mutex<VecDeque<u64>>,
+    /// Bounds what is known of all directories.
+    names: NameRoom,
     open: OpenParts,
     /// Bytes of the parts that were looked at.
     size_bytes: AtomicU64,
@@ -139,6 +148,8 @@ pub async fn open(
         dirs: Mutex::default(),
         numbers: Mutex::default(),
         gone: Mutex::default(),
+        gone_dirs: Mutex::default(),
+        names: NameRoom::new(MAX_NAME_BYTES),
         open: OpenParts::new(usize::try_from(plan.beside_bytes).unwrap_or(usize::MAX)),
         size_bytes: AtomicU64::new(0),
         last_search: tokio::sync::Mutex::default(),
@@ -168,6 +179,10 @@ impl Shared {
 
     fn numbers(&self) -> MutexGuard<'_, Numbers<Part>> {
         lock(&self.numbers)
+    }
+
+    fn gone_dirs(&self) -> MutexGuard<'_, VecDeque<u64>> {
+        lock(&self.gone_dirs)
     }
 
     fn gone(&self) -> MutexGuard<'_, VecDeque<u64>> {
