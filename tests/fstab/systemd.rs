@@ -20,6 +20,8 @@ const TEST: &str = "fstab::systemd::systemd_mounts_the_lines_and_runs_the_servic
 const BOOT: &str = r#"
     echo $$ >"$1/cgroup.procs"
     exec unshare --mount --pid --fork --mount-proc --cgroup --ipc --uts --kill-child sh -ec '
+        # Mounts of other tests would live as long as this place.
+        timeout 10 umount -l -c -a -t fuse.caifs || :
         # What systemd sets for a whole machine is not to be set.
         mount --bind /proc/sys /proc/sys
         mount -o remount,bind,ro /proc/sys

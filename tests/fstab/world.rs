@@ -24,6 +24,8 @@ pub const HELPERS: [&str; 2] = ["mount.caifs", "mount.fuse.caifs"];
 
 /// Makes the place. `$1` is the test program, `$2` the test, `$3` the program to test.
 const SETTING: &str = r#"
+    # Mounts of other tests would live as long as this place.
+    timeout 10 umount -l -c -a -t fuse.caifs || :
     sbin=$(readlink -f /sbin)
     mount -t tmpfs -o mode=755 none /run
     mount -t tmpfs -o mode=755 none /mnt

@@ -2,6 +2,8 @@
 set -euo pipefail
 dir=$1 caifs=$2 rclone=$3
 
+# Mounts of tests that run beside this would live as long as this place.
+timeout 10 umount -l -c -a -t fuse.caifs || :
 mkdir "$dir/world"
 mount -t tmpfs -o size=4g,mode=755 world "$dir/world"
 mkdir "$dir/world/upper" "$dir/world/work" "$dir/world/root"

@@ -22,7 +22,7 @@ use super::run;
 pub const READY_LIMIT: Duration = Duration::from_secs(120);
 
 /// How long a server may take to end after its mount is gone, before it is told to, and again before it is killed.
-const END_LIMIT: Duration = Duration::from_secs(5);
+const END_LIMIT: Duration = Duration::from_secs(20);
 
 /// Everything mounted now, so that an interrupted program can undo it.
 static MOUNTED: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
