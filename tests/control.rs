@@ -7,7 +7,8 @@ mod metrics;
 mod soak;
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -15,11 +16,13 @@ use std::time::Duration;
 use caifs::mount::attach::{AttachRequest, attach};
 use caifs::mount::control::MountedAt;
 use caifs::mount::options::VfsFlags;
+use caifs::mount::table::MountTable;
 use caifs::volume::FileKind;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::mount::can_mount;
+use crate::mount_service::{run_with_open_fuse, users_may_open_fuse};
 use crate::support::mounted::{Mounted, is_mountpoint, is_running};
 use crate::support::peers::peer;
 use crate::support::proxy::{FaultProxy, Mode, ProxyFault};
@@ -156,6 +159,49 @@ fn only_the_mounts_user_and_root_are_answered() {
     stranger.arg(&ground.mnt).env("CAIFS_RUNTIME_DIR", ground.run_dir()).env("LC_ALL", "C");
     let refused = run(&mut stranger).fails();
     assert_eq!(refused.error_line(), "caifs: this mount is another user's");
+    assert!(mounted.end());
+}
+
+#[test]
+fn root_asks_the_mount_of_a_user() {
+    const USER: u32 = 65534;
+    if !can_mount() {
+        return;
+    }
+    if !users_may_open_fuse() {
+        run_with_open_fuse("control::root_asks_the_mount_of_a_user");
+        return;
+    }
+    let ground = Ground::new(300_000);
+    fs::set_permissions(&*ground.scratch, fs::Permissions::from_mode(0o755)).unwrap();
+    chown(&ground.mnt, Some(USER), Some(USER)).unwrap();
+    // The program itself may lie where nobody else can go.
+    let program = ground.scratch.join("caifs");
+    fs::copy(env!("CARGO_BIN_EXE_caifs"), &program).unwrap();
+    let as_user = ["--reuid=65534", "--regid=65534", "--clear-groups", "--"];
+    let mut mount = command("setpriv", as_user);
+    mount.arg(&program).arg("mount").arg(&ground.index).arg(&ground.mnt).arg("-s").arg(&ground.store);
+    mount.env("HOME", "/nonexistent").env_remove("XDG_RUNTIME_DIR").env_remove("CAIFS_RUNTIME_DIR");
+    let mounted = Mounted::by_command(&mut mount, &ground.mnt).unwrap();
+
+    let status = ground.status();
+    assert_eq!(status["pid"], mounted.pids()[0]);
+    let all = run(&mut ground.caifs(&["status"])).ok().text();
+    assert!(all.contains(ground.mnt.to_str().unwrap()), "{all}");
+    run(ground.caifs(&["reload"]).arg(&ground.mnt)).ok();
+
+    // The user could lead root to somebody else's socket.
+    let dir = Path::new("/tmp/caifs-65534");
+    assert_eq!(dir.symlink_metadata().unwrap().uid(), USER);
+    let id = MountTable::read().unwrap().at(&ground.mnt).unwrap().id;
+    let socket = dir.join(format!("{}:{}.sock", id.major, id.minor));
+    fs::remove_file(&socket).unwrap();
+    let _other = UnixListener::bind(&socket).unwrap();
+    let refused = run(ground.caifs(&["status"]).arg(&ground.mnt)).fails();
+    assert!(refused.error_line().ends_with("somebody else listens than who mounted"), "{}", refused.error_line());
+    fs::remove_file(&socket).unwrap();
+    let missing = run(ground.caifs(&["status"]).arg(&ground.mnt)).fails();
+    assert!(missing.error_line().contains("it was mounted by user 65534"), "{}", missing.error_line());
     assert!(mounted.end());
 }
 

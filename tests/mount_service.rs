@@ -441,12 +441,12 @@ fn a_mount_that_has_gone_leaves_its_successor_alone_even_with_the_same_numbers()
     }
 }
 
-fn users_may_open_fuse() -> bool {
+pub fn users_may_open_fuse() -> bool {
     fs::metadata("/dev/fuse").expect("/dev/fuse").permissions().mode() & 0o006 == 0o006
 }
 
 /// Runs one test again where /dev/fuse is open to everybody.
-fn run_with_open_fuse(test: &str) {
+pub fn run_with_open_fuse(test: &str) {
     let script = r#"mount -t tmpfs none "$1"; mknod -m 666 "$1/fuse" c 10 229; mount --bind "$1/fuse" /dev/fuse
         exec "$2" --exact "$3" --nocapture"#;
     let directory = tempfile::tempdir().expect("temporary directory");

@@ -21,6 +21,7 @@ use super::mount::{self, Typed, USAGE};
 use super::output::printable;
 use super::{complain, init_log, service_environment};
 use crate::config::SourceConfig;
+use crate::mount::notify::Manager;
 use crate::mount::options::Unknown;
 use crate::mount::{FS_TYPE, MountError, attach, daemon::INTERNAL_BUG, fstab, shown_source};
 use crate::store::location::{FileLocation, Location, split_group};
@@ -218,7 +219,9 @@ fn perform(call: Call) -> Result<(), (String, u8)> {
         mount_options: Default::default(),
         stores: Default::default(),
     };
-    let (manager, descriptors) = service_environment::look();
+    // Of whoever called mount(8): it is not our service that this manager watches.
+    let (_, descriptors) = service_environment::look();
+    let manager = Manager::default();
     let typed = mount::options(&args, unknown).map_err(|error| (format!("{error:#}"), USAGE))?;
     for name in &typed.options.unknown {
         complain(&format!("warning: unknown mount option {name:?} is ignored"));

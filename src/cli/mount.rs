@@ -46,6 +46,7 @@ pub(super) const USAGE: u8 = 1;
 pub fn run(args: MountArgs) -> ExitCode {
     // Before anything is opened: what is open now is what the caller left open.
     let (manager, descriptors) = service_environment::look();
+    let manager = if args.foreground { manager } else { service_environment::of_background(manager) };
     let (message, exit_code) = match options(&args, Unknown::Refuse) {
         Err(error) => {
             descriptors.give_up(&manager);
@@ -68,7 +69,7 @@ pub(super) fn mount(
     descriptors: Descriptors,
 ) -> Result<(), MountError> {
     if options.options.remount {
-        return remount::run(&args, shown_source(&options.source));
+        return remount::run(&args, shown_source(&options.source), options.options.kernel);
     }
     let Typed { location, source, options, again } = options;
     let n_cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -6,14 +6,14 @@ use super::args::MountArgs;
 use super::given;
 use super::runtime_dir::runtime_dir;
 use crate::mount::MountError;
-use crate::mount::options::MountOption;
+use crate::mount::options::{KernelOptions, MountOption};
 use crate::mount::remount::{Remount, remount};
 
 /// Exit code of mount(8) for wrong arguments.
 const USAGE: u8 = 1;
 
-/// Changes the mount that the arguments name, which the mount table shows with this source.
-pub fn run(args: &MountArgs, source: OsString) -> Result<(), MountError> {
+/// Changes the mount that the arguments name, which the mount table shows with this source. `kernel` is what they say to the kernel.
+pub fn run(args: &MountArgs, source: OsString, kernel: KernelOptions) -> Result<(), MountError> {
     let wrong = |error: anyhow::Error| MountError::Reported { exit_code: USAGE, reason: format!("{error:#}") };
     let all = given::all(args).map_err(wrong)?;
     let is_own = |name: &str| MountOption::find(name).is_some();
@@ -21,6 +21,7 @@ pub fn run(args: &MountArgs, source: OsString) -> Result<(), MountError> {
         mountpoint: args.mountpoint.clone(),
         source: Some(source),
         flags: all.iter().filter(|(name, _)| !is_own(name)).map(|(name, _)| name.clone()).collect(),
+        kernel,
         options: given::own(&all),
     };
     let changed = remount(&runtime_dir(), &wanted)?;

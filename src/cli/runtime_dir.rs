@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use nix::unistd::geteuid;
 
+use crate::mount::control::paths::without_session;
+
 /// Where root's sockets lie.
 const OF_ROOT: &str = "/run/caifs";
 
@@ -19,6 +21,6 @@ pub fn runtime_dir() -> PathBuf {
     }
     match set("XDG_RUNTIME_DIR") {
         Some(dir) => dir.join("caifs"),
-        None => format!("/tmp/caifs-{uid}").into(),
+        None => without_session(uid.as_raw()),
     }
 }

@@ -23,6 +23,17 @@ pub fn look() -> (Manager, Descriptors) {
     read(lookup, std::process::id(), inherited)
 }
 
+/// The manager for a mount in the background: the same if it started this very process, and none if it is the manager of a service whose
+/// script mounts on its way. A manager that does not tell (systemd before version 248) is taken for ours.
+pub fn of_background(manager: Manager) -> Manager {
+    let lookup = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    if is_started_by_manager(lookup, std::process::id()) { manager } else { Manager::default() }
+}
+
+fn is_started_by_manager(lookup: impl Fn(&str) -> Option<OsString>, pid: u32) -> bool {
+    number(&lookup, "SYSTEMD_EXEC_PID").is_none_or(|started: u32| started == pid)
+}
+
 fn read(lookup: impl Fn(&str) -> Option<OsString>, pid: u32, mut inherited: Inherited) -> (Manager, Descriptors) {
     let manager = match lookup("NOTIFY_SOCKET") {
         None => Manager::default(),
@@ -88,6 +99,13 @@ mod tests {
         assert_eq!(span(&[("WATCHDOG_USEC", "5"), ("WATCHDOG_PID", "8")]), None);
         assert_eq!(span(&[("WATCHDOG_USEC", "0")]), None);
         assert_eq!(span(&[]), None);
+    }
+
+    #[test]
+    fn a_manager_says_which_process_it_started() {
+        assert!(is_started_by_manager(lookup(&[("SYSTEMD_EXEC_PID", "7")]), 7));
+        assert!(!is_started_by_manager(lookup(&[("SYSTEMD_EXEC_PID", "6")]), 7));
+        assert!(is_started_by_manager(lookup(&[]), 7));
     }
 
     #[test]

@@ -164,6 +164,7 @@ fn in_words(error: &OptionError, dashes: &str) -> String {
         OptionError::Unknown { .. }
         | OptionError::UnwantedValue { .. }
         | OptionError::Reserved { .. }
-        | OptionError::OpenQuote => error.to_string(),
+        | OptionError::OpenQuote
+        | OptionError::NoName { .. } => error.to_string(),
     }
 }

@@ -292,10 +292,15 @@ fn takes_contexts(options: &KernelOptions) -> bool {
     if !options.has_contexts() {
         return false;
     }
-    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    let has_selinux = known.lines().any(|line| line.ends_with("\tselinuxfs"));
+    let has_selinux = knows_labels();
     if !has_selinux {
         tracing::warn!("SELinux is not enabled: context= and the like are left out");
     }
     has_selinux
+}
+
+/// Whether the kernel has SELinux enabled.
+pub(super) fn knows_labels() -> bool {
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    known.lines().any(|line| line.ends_with("\tselinuxfs"))
 }

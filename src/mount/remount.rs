@@ -10,11 +10,12 @@ use nix::errno::Errno;
 use nix::mount::MsFlags;
 
 use super::MountError;
+use super::attach::knows_labels;
 use super::control::client::{ask_place, place_of};
 use super::control::paths::find;
 use super::control::protocol::{Changed, RefusalKind};
 use super::control::{ControlError, Reply, Request};
-use super::options::VfsFlags;
+use super::options::{KernelOptions, VfsFlags};
 use super::reload::Given;
 use super::table::MountTable;
 use crate::config::units::parse_switch;
@@ -28,6 +29,8 @@ pub struct Remount {
     pub source: Option<std::ffi::OsString>,
     /// Flags by the names that options have, in their order.
     pub flags: Vec<String>,
+    /// What the kernel is told beside them, which cannot change.
+    pub kernel: KernelOptions,
     /// Options of our own.
     pub options: Vec<Given>,
 }
@@ -49,6 +52,10 @@ pub fn remount(runtime_dir: &Path, wanted: &Remount) -> Result<Changed, MountErr
     if let Some(source) = wanted.source.as_deref().filter(|source| *source != entry.source) {
         let reason = format!("{} is mounted there, and not {}", entry.source.display(), OsStr::new(source).display());
         return Err(problem(&reason));
+    }
+    if let Some(name) = wanted.kernel.lacking(&entry.super_options, knows_labels()) {
+        let reason = format!("nothing is changed: {name} cannot change while mounted (unmount and mount again)");
+        return Err(MountError::Reported { exit_code: 1, reason });
     }
     let mut changed = Changed::default();
     let options: Vec<Given> =

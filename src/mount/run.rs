@@ -308,10 +308,10 @@ impl Stage<'_> {
         Ok(Scene { volume, fd, attached: Some(attached), handover, is_taken_over: false })
     }
 
-    /// What holds until the kernel forgets the mount: its flags and options, and how files are shown, since it keeps their attributes.
+    /// What a process must agree with that goes on with the mount.
     fn way(&self, allow_other: bool) -> String {
         let MountRequest { source, flags, kernel, service, .. } = self.request;
-        format!("{:?} {flags:?} {kernel:?} {allow_other} {:?}", shown_source(source), service.config.show)
+        takeover::way(&shown_source(source), *flags, kernel, allow_other, &service.config.show)
     }
 
     /// Opens on a thread that reads what came from elsewhere, and may not mount.

@@ -24,7 +24,7 @@ mod tests {
             ("https://u:secret@h/x.caibx", "https://u@h/x.caibx"),
             ("https://u:se:c@ret@h:8080/x", "https://u@h:8080/x"),
             ("s3+https://:secret@h/x?lookup=dns", "s3+https://h/x?lookup=dns"),
-            ("https://u@h/x", "https://u@h/x"),
+            ("https://token@h/x", "https://h/x"),
             ("https://h:80/a:b@c", "https://h:80/a:b@c"),
             ("https://h/x?a=1&sig=secret", "https://h/x?a=1&sig=…"),
             ("ssh://bk:pw@host", "ssh://bk@host"),

@@ -8,9 +8,11 @@
 //!
 //! Invariant: only the same content is served on: inode numbers are places in it, and the kernel keeps what it has read.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -21,7 +23,9 @@ use super::MountError;
 use super::attach::{Attached, is_connected};
 use super::detach::{How, unmount};
 use super::notify::Manager;
+use super::options::{KernelOptions, VfsFlags};
 use super::table::{MountId, MountTable, resolve_parent};
+use crate::config::ShowConfig;
 use crate::fuse::Handover;
 
 /// What the manager calls the connection.
@@ -31,7 +35,7 @@ const CONNECTION: &str = "caifs-fuse";
 const DESCRIPTION: &str = "caifs-state";
 
 /// The form of the description; another one is not read.
-const FORM: u32 = 2;
+const FORM: u32 = 3;
 
 /// The longest description, in bytes.
 const MAX_DESCRIPTION_BYTES: u64 = 64 << 10;
@@ -53,6 +57,31 @@ struct Description {
     is_file: bool,
     /// The kernel's first request.
     init: Vec<u8>,
+}
+
+/// What holds until the kernel forgets a mount: its source, flags and options, and how files are shown, since it keeps their attributes.
+/// In a form of its own: another version of caifs compares with it. (Settings of a directory of indexes are not in it, which is never
+/// taken over.)
+pub(super) fn way(
+    source: &OsStr,
+    flags: VfsFlags,
+    kernel: &KernelOptions,
+    allow_other: bool,
+    show: &ShowConfig,
+) -> String {
+    let number = |number: Option<u32>| number.map(|number| number.to_string()).unwrap_or_default();
+    let ShowConfig { uid, gid, umask, uid_shift, keep_suffix: _, poll_interval: _ } = show;
+    format!(
+        "source={};flags={:x};kernel={};others={};uid={};gid={};umask={};shift={}",
+        source.as_bytes().escape_ascii(),
+        flags.kernel().bits(),
+        kernel.data(true).trim_start_matches(','),
+        u8::from(allow_other),
+        number(*uid),
+        number(*gid),
+        number(umask.map(u32::from)),
+        number(*uid_shift),
+    )
 }
 
 /// Gives a mount to the manager to keep. Says in the log why not, where that cannot be. `way` tells options apart that hold until the
@@ -218,6 +247,7 @@ impl Description {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::options::{MountOptions, Unknown};
     use super::*;
 
     fn description() -> Description {
@@ -246,6 +276,25 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(Description::read(sealed.try_clone().unwrap()), Some(description()));
         }
+    }
+
+    #[test]
+    fn the_way_of_a_mount_is_told_in_a_form_that_stays() {
+        let told = |list: &str, allow_other| {
+            let mut options = MountOptions::default();
+            options.parse(list, Unknown::Refuse).unwrap();
+            way(OsStr::new("https://h/a;b"), options.flags, &options.kernel, allow_other, &options.config.show)
+        };
+        // Whoever changes one of these changes FORM.
+        assert_eq!(
+            told("", true),
+            "source=https://h/a;b;flags=7;kernel=;others=1;uid=;gid=;umask=;shift=",
+            "nosuid, nodev and ro"
+        );
+        assert_eq!(
+            told("noexec,suid,max_read=4096,context=a,uid=1,gid=2,umask=022,uid-shift=65536,poll-interval=1h", false),
+            "source=https://h/a;b;flags=d;kernel=max_read=4096,context=\"a\";others=0;uid=1;gid=2;umask=18;shift=65536"
+        );
     }
 
     #[test]

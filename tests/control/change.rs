@@ -220,6 +220,11 @@ fn remount_changes_flags_and_options_and_names_what_it_cannot_change() {
     remount(&format!("{shown},cache-size=7G")).ok();
     for (options, code, reason) in [
         (
+            "remount,max_read=8192",
+            1,
+            "caifs: nothing is changed: max_read cannot change while mounted (unmount and mount again)",
+        ),
+        (
             "remount,allow_other,allow-other=no",
             1,
             "caifs: nothing is changed: allow-other cannot change while mounted (unmount and mount again)",

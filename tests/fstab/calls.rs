@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -164,6 +165,34 @@ fn without_home_path_and_input_a_mount_works() {
     }
     umount(&mountpoint);
     until(|| daemons().is_empty());
+}
+
+#[test]
+fn the_manager_of_a_service_that_mounts_on_its_way_hears_nothing_of_us() {
+    let Some(world) = World::enter("fstab::calls::the_manager_of_a_service_that_mounts_on_its_way_hears_nothing_of_us")
+    else {
+        return;
+    };
+    world.link_helpers();
+    let content = world.content("srv", "x");
+    let (a, b) = (world.mountpoint("a"), world.mountpoint("b"));
+    let socket = world.path("notify");
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    manager.set_nonblocking(true).unwrap();
+    let mut by_mount = Command::new("/usr/bin/mount");
+    by_mount.args(["-t", "caifs"]).arg(&content.index).arg(&a);
+    let mut by_itself = Command::new("/run/world/caifs");
+    // As the manager's variables are for whatever the service's own process starts.
+    by_itself.arg("mount").arg(&content.index).arg(&b).env("SYSTEMD_EXEC_PID", std::process::id().to_string());
+    for command in [&mut by_mount, &mut by_itself] {
+        run(command.env("NOTIFY_SOCKET", &socket)).ok();
+    }
+    umount(&a);
+    umount(&b);
+    until(|| daemons().is_empty());
+    let mut message = [0; 256];
+    let heard = manager.recv(&mut message).map(|n| String::from_utf8_lossy(&message[..n]).into_owned());
+    assert_eq!(heard.map_err(|error| error.kind()), Err(std::io::ErrorKind::WouldBlock));
 }
 
 #[test]

@@ -247,3 +247,19 @@ fn the_examples_are_accepted_and_never_stop_a_boot() {
     let required: Vec<_> = links.keys().filter(|link| link.contains("requires/") && link.ends_with(".mount")).collect();
     assert_eq!(required, ["local-fs.target.requires/mnt-x.mount"], "only what is local");
 }
+
+#[test]
+fn no_line_of_the_manual_stops_a_boot() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut n_lines = 0;
+    for text in ["README.md", "TROUBLESHOOTING.md", "man/src/mount.caifs.8.md", "man/src/caifs-mount.1.md"] {
+        let text = fs::read_to_string(root.join(text)).unwrap_or_default();
+        // Six words, the type the third.
+        let is_line = |words: &[&str]| words.len() == 6 && ["caifs", "fuse.caifs"].contains(&words[2]);
+        for line in text.lines().filter(|line| is_line(&line.split_whitespace().collect::<Vec<_>>())) {
+            n_lines += 1;
+            assert!(!line.contains("://") || line.contains("_netdev,no"), "{line}");
+        }
+    }
+    assert!(n_lines >= 5, "{n_lines}");
+}

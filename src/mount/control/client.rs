@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::geteuid;
 
 use super::paths::{self, Device};
 use super::protocol::{Answer, Ask, MAX_REPLY_BYTES, Refusal, Reply, Request, Status, VERSION, to_line};
@@ -216,16 +217,22 @@ pub fn ask_place(runtime_dir: &Path, place: &Place, request: &Request) -> Result
         Request::Reload | Request::Remount { .. } => RELOAD_TIMEOUT,
     };
     let name = paths::socket_name(place.device);
-    let socket = runtime_dir.join(&name);
-    match paths::check(runtime_dir) {
+    let elsewhere = dir_of_user(runtime_dir, place, &name);
+    let dir = elsewhere.as_deref().unwrap_or(runtime_dir);
+    let socket = dir.join(&name);
+    match if elsewhere.is_some() { Ok(()) } else { paths::check(dir) } {
         // Without the directory there is no socket, which is told below.
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(ControlError::Socket { socket, error }),
         _ => {}
     }
-    let mut stream = match paths::with_short(runtime_dir, &name, |path| UnixStream::connect(path)) {
+    let mut stream = match paths::with_short(dir, &name, |path| UnixStream::connect(path)) {
         Ok(stream) => stream,
         Err(error) => return Err(not_connected(place, socket, error)),
     };
+    if elsewhere.is_some() && !is_of_user(&stream, place.uid) {
+        let error = io::Error::new(io::ErrorKind::PermissionDenied, "somebody else listens than who mounted");
+        return Err(ControlError::Socket { socket, error });
+    }
     let deadline = Instant::now() + timeout;
     let answer = exchange(&mut stream, request, deadline);
     match answer {
@@ -239,6 +246,21 @@ pub fn ask_place(runtime_dir: &Path, place: &Place, request: &Request) -> Result
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(ControlError::Dead(place.name())),
         Err(error) => Err(ControlError::Socket { socket, error }),
     }
+}
+
+/// Where root finds the socket of another user's mount, which is not among his own.
+fn dir_of_user(runtime_dir: &Path, place: &Place, name: &str) -> Option<PathBuf> {
+    let uid = place.uid.filter(|uid| *uid != 0 && geteuid().is_root())?;
+    let has_socket = |dir: &Path| dir.join(name).symlink_metadata().is_ok();
+    if has_socket(runtime_dir) {
+        return None;
+    }
+    paths::of_user(uid).into_iter().find(|dir| paths::check_of(dir, uid).is_ok() && has_socket(dir))
+}
+
+/// Whether the process at the other end is a user's. He may have put another's socket, or a link to one, where his own lie.
+fn is_of_user(stream: &UnixStream, uid: Option<u32>) -> bool {
+    getsockopt(stream, PeerCredentials).is_ok_and(|peer| Some(peer.uid()) == uid)
 }
 
 impl Place {
@@ -261,7 +283,7 @@ fn not_connected(place: &Place, socket: PathBuf, error: io::Error) -> ControlErr
             ControlError::Dead(place.name())
         }
         io::ErrorKind::NotFound => {
-            let me = nix::unistd::geteuid().as_raw();
+            let me = geteuid().as_raw();
             let hint = match place.uid {
                 Some(uid) if uid != me => format!(": it was mounted by user {uid}, who can ask it"),
                 _ => " (it was mounted with control=no, or its process is dead)".to_owned(),

@@ -53,13 +53,31 @@ pub fn prepare(dir: &Path) -> io::Result<()> {
     check(dir)
 }
 
+/// Where the sockets of a user's mounts lie who is not root: below what the session manager makes for him, or else in /tmp.
+pub fn of_user(uid: u32) -> [PathBuf; 2] {
+    [format!("/run/user/{uid}/caifs").into(), without_session(uid)]
+}
+
+/// Where the sockets of a user's mounts lie whom no session manager has given a directory.
+pub fn without_session(uid: u32) -> PathBuf {
+    format!("/tmp/caifs-{uid}").into()
+}
+
 /// Checks that only we (and root) can have put anything into the directory.
 ///
 /// # Errors
 /// It is missing, no directory (a link is none), or others may write to it.
 pub fn check(dir: &Path) -> io::Result<()> {
+    check_of(dir, geteuid().as_raw())
+}
+
+/// Checks that only a user (and root) can have put anything into the directory.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_of(dir: &Path, uid: u32) -> io::Result<()> {
     let metadata = fs::symlink_metadata(dir)?;
-    let is_ours = metadata.uid() == geteuid().as_raw() || metadata.uid() == 0;
+    let is_ours = metadata.uid() == uid || metadata.uid() == 0;
     match metadata.is_dir() && is_ours && metadata.mode() & 0o022 == 0 {
         true => Ok(()),
         false => Err(io::Error::new(

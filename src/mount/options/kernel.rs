@@ -3,7 +3,7 @@
 //! Names and quoting: mount(8), section "Filesystem-independent mount options", and the kernel's selinux_sb_eat_lsm_opts(), which
 //! takes a comma within double quotes for a part of the value.
 
-use super::OptionError;
+use super::{OptionError, split};
 
 /// The labels; several may be given.
 const CONTEXTS: &[&str] = &["context", "fscontext", "defcontext", "rootcontext"];
@@ -60,6 +60,21 @@ impl KernelOptions {
         CONTEXTS.iter().copied().chain([MAX_READ])
     }
 
+    /// The first of the options that a mount does not have, as the mount table shows it: they hold until it ends. Labels are not looked at
+    /// where the kernel knows none.
+    pub(in crate::mount) fn lacking(&self, shown: &str, knows_labels: bool) -> Option<&'static str> {
+        let mut there = Self::default();
+        for item in split(shown).unwrap_or_default() {
+            if let Some((name, value)) = item.split_once('=') {
+                // What the kernel shows is of its making; what cannot be read of it is not there.
+                let _ = there.take(name, Some(value));
+            }
+        }
+        let other_read = self.max_read.is_some_and(|bytes| there.max_read != Some(bytes));
+        let other_label = self.contexts.iter().filter(|_| knows_labels).find(|label| !there.contexts.contains(label));
+        other_read.then_some(MAX_READ).or(other_label.map(|(name, _)| *name))
+    }
+
     /// Whether there are labels, which only root may set.
     pub(in crate::mount) fn has_contexts(&self) -> bool {
         !self.contexts.is_empty()
@@ -107,6 +122,22 @@ mod tests {
         assert_eq!((all.data(false).as_str(), all.fusermount().as_str()), (",max_read=4096", ",max_read=4096"));
         assert!(all.has_contexts());
         assert_eq!(parsed("ro").unwrap().data(true), "");
+    }
+
+    #[test]
+    fn what_a_mount_lacks_is_named() {
+        let shown = "ro,context=\"a:b:c1,c2\",user_id=0,group_id=0,max_read=4096";
+        for (list, knows_labels, lacking) in [
+            ("ro", true, None),
+            ("max_read=4096,context=\"a:b:c1,c2\"", true, None),
+            ("max_read=8192", true, Some("max_read")),
+            ("context=a", true, Some("context")),
+            ("context=a", false, None),
+            ("rootcontext=\"a:b:c1,c2\"", true, Some("rootcontext")),
+        ] {
+            assert_eq!(parsed(list).unwrap().lacking(shown, knows_labels), lacking, "{list}");
+        }
+        assert_eq!(parsed("max_read=4096").unwrap().lacking("ro,user_id=0", true), Some("max_read"));
     }
 
     #[test]

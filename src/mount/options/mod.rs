@@ -40,6 +40,7 @@ const IGNORED: &[&str] = &[
     "nouser",
     "nousers",
     "owner",
+    "seclabel",
     "uhelper",
     "user",
     "user_id",
@@ -48,6 +49,9 @@ const IGNORED: &[&str] = &[
 
 /// Options that mount(8) acts on itself: meaningless here, and never the name of an option of ours.
 const RESERVED: &[&str] = &["bind", "encryption", "loop", "move", "offset", "rbind", "sizelimit"];
+
+/// What `ro=` may be given in mount(8).
+const READ_ONLY_EXTENTS: [&str; 3] = ["vfs", "fs", "recursive"];
 
 /// What to do with an option nobody knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +116,13 @@ pub enum OptionError {
         /// The option.
         name: &'static str,
     },
+    /// It cannot be the name of an option: the end of a value with a comma in it, which may be secret and is not told.
+    #[error("mount options have a part that is none{} (a comma within a value? then {:?} in double quotes)",
+        behind.as_ref().map(|name| format!(", behind {name:?}")).unwrap_or_default(), format!("{}=…,…", behind.as_deref().unwrap_or("name")))]
+    NoName {
+        /// The option before it.
+        behind: Option<String>,
+    },
     /// It is for mount(8), not for a file system.
     #[error("mount option {name:?} does not fit a caifs mount")]
     Reserved {
@@ -133,12 +144,17 @@ impl MountOptions {
     /// # Errors
     /// The first option that cannot be used; those before it are in place.
     pub fn parse(&mut self, list: &str, unknown: Unknown) -> Result<(), OptionError> {
+        let mut before = None;
         for item in split(list)? {
             let (name, value) = match item.split_once('=') {
                 Some((name, value)) => (name, Some(value)),
                 None => (item.as_str(), None),
             };
+            if !is_name(name) && !is_ignored(name) {
+                return Err(OptionError::NoName { behind: before });
+            }
             self.add(name, value, unknown)?;
+            before = Some(name.to_owned());
         }
         Ok(())
     }
@@ -172,7 +188,9 @@ impl MountOptions {
             return Err(OptionError::Reserved { name });
         }
         if let Some(option) = vfs_option(name) {
-            if value.is_some() {
+            // util-linux 2.39 lets be said what is read-only, `ro=vfs` the mount, `ro=fs` what is mounted; here both are.
+            let is_extent = option.name == "ro" && value.is_some_and(|value| READ_ONLY_EXTENTS.contains(&value));
+            if value.is_some() && !is_extent {
                 return Err(OptionError::UnwantedValue { name: option.name });
             }
             match option.name {
@@ -191,6 +209,11 @@ impl MountOptions {
             }
         }
     }
+}
+
+/// Whether it could be the name of an option, ours or another file system's.
+fn is_name(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte))
 }
 
 fn is_ignored(name: &str) -> bool {
@@ -262,7 +285,7 @@ mod tests {
     #[test]
     fn what_mount_and_systemd_pass_along_is_ignored() {
         let list = "ro,_netdev,nofail,noauto,user,user=bob,users,x-systemd.automount,X-foo=1,comment=hi,defaults,owner,\
-                    group,uhelper=x,helper=caifs,nouser,nousers,auto,default_permissions,user_id=0,group_id=0";
+                    group,uhelper=x,helper=caifs,nouser,nousers,auto,default_permissions,user_id=0,group_id=0,seclabel,ro=vfs,ro=fs,ro=recursive";
         assert_eq!(parsed(list).unwrap(), MountOptions::default());
     }
 
@@ -308,6 +331,10 @@ mod tests {
             ("frobnicate=1", r#"unknown mount option "frobnicate""#),
             ("store", r#"mount option "store" needs a value: a text"#),
             ("ro=1", r#"mount option "ro" takes no value"#),
+            (
+                "store=http://u:p,ss@h/x",
+                "mount options have a part that is none, behind \"store\" (a comma within a value? then \"store=…,…\" in double quotes)",
+            ),
             ("loop", r#"mount option "loop" does not fit a caifs mount"#),
             ("memory=x", r#"mount option "memory": "x" is not a size of at least 16M, such as 512M or 1G"#),
         ] {
@@ -322,6 +349,7 @@ mod tests {
         assert_eq!(options.unknown, ["frobnicate"]);
         assert_eq!(options.config.sources.stores, ["a"]);
         assert!(options.parse("memory=x", Unknown::Collect).is_err(), "a wrong value is wrong all the same");
+        assert!(options.parse("store=http://u:p,w@h/s", Unknown::Collect).is_err(), "and so is a part of one");
     }
 
     proptest! {

@@ -5,8 +5,8 @@ use super::is_scheme;
 /// Parts of the names of query parameters whose values are secret: of signed URLs of all the large clouds, and of tokens.
 const SECRET_PARAMETERS: [&str; 7] = ["sig", "token", "secret", "key", "pass", "auth", "cred"];
 
-/// A location as it may be shown: the password of `scheme://user:password@host` and secret parameters of a query left out. A group's
-/// members are treated one by one.
+/// A location as it may be shown: the password of `scheme://user:password@host` and secret parameters of a query left out, and a login to
+/// a web server that has no password, since it is a token then. A group's members are treated one by one.
 pub fn without_secrets(text: &str) -> String {
     if text.contains('|') {
         let members: Vec<String> = text.split('|').map(without_secrets).collect();
@@ -17,10 +17,12 @@ pub fn without_secrets(text: &str) -> String {
     };
     let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(authority_end);
+    let is_web = scheme.rsplit('+').next().is_some_and(|last| ["http", "https"].contains(&last));
     let shown = match authority.rsplit_once('@') {
-        Some((login, host)) => match login.split(':').next().unwrap_or_default() {
-            "" => host.to_owned(),
-            user => format!("{user}@{host}"),
+        Some((login, host)) => match login.split_once(':').unwrap_or((login, "")) {
+            ("", _) => host.to_owned(),
+            (_, "") if is_web => host.to_owned(),
+            (user, _) => format!("{user}@{host}"),
         },
         None => authority.to_owned(),
     };
@@ -54,6 +56,10 @@ mod tests {
             ("https://u:p@h/x", "https://u@h/x"),
             ("https://u:p@q@h/x@y", "https://u@h/x@y"),
             ("https://:p@h/x", "https://h/x"),
+            ("https://token@h/x", "https://h/x"),
+            ("https://token:@h/x", "https://h/x"),
+            ("s3+http://token@h/x", "s3+http://h/x"),
+            ("sftp://u@h/x", "sftp://u@h/x"),
             ("https://h/x@y", "https://h/x@y"),
             ("https://h/x?X-Amz-Date=2&X-Amz-Signature=1&b", "https://h/x?X-Amz-Date=2&X-Amz-Signature=…&b"),
             ("s3+https://h/x?lookup=dns", "s3+https://h/x?lookup=dns"),
