@@ -197,6 +197,14 @@ fn root_becomes_the_user_that_is_asked_for() {
     until("it is unmounted", || !is_mountpoint(&ground.mnt));
     assert!(mounted.end());
 
+    let own = ground.scratch.dir("of-user");
+    chown(&own, Some(uid), None).unwrap();
+    let made = own.join("cache");
+    let mounted = ground.mount(&["--setuid", user, "--cache", made.to_str().unwrap()]).unwrap();
+    let metadata = fs::metadata(&made).unwrap();
+    assert_eq!((metadata.uid(), metadata.mode() & 0o7777), (uid, 0o700), "a cache that is made is the user's alone");
+    assert!(mounted.end());
+
     let missing = run(&mut ground.background(&["--setuid", "no-such-user"])).fails();
     assert!(missing.error_line().ends_with("setuid: there is no user no-such-user"), "{missing:?}");
 }
@@ -249,11 +257,13 @@ fn a_mount_in_a_sandbox_reads_over_http_and_ssh_into_a_cache() {
     }
     let ground = Ground::new();
     let cache = ground.scratch.join("cache");
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
     let confined = ["--cache", cache.to_str().unwrap(), "--sandbox=yes"];
     let n_kept = || fs::read_dir(&cache).unwrap().count();
     let (server, _hold) = held_back(&ground.store);
     let mounted = ground.mount(&[&[format!("--store={}", server.url()).as_str()], &confined[..]].concat()).unwrap();
     assert!(contents(&ground.mnt) == contents(&ground.tree), "http");
+    assert_eq!(mode(&cache), 0o700, "what was fetched is in it for everybody who can open it");
     assert!(mounted.end() && n_kept() > 2);
     let Some(sshd) = Sshd::start() else { return };
     fs::remove_dir_all(&cache).unwrap();

@@ -105,6 +105,15 @@ struct Inner {
     report: Arc<Report>,
 }
 
+/// Makes the directory of a cache, with those above it, for this user alone: what is in it is not encrypted, and everybody who can open
+/// it reads whatever was fetched.
+///
+/// # Errors
+/// It cannot be made. One that is there stays as it is, and is no error.
+pub fn make_root(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
 /// What a look for a chunk found.
 enum Found {
     Chunk(Chunk),
@@ -124,9 +133,7 @@ impl DiskTier {
         match fs::metadata(&root) {
             Ok(metadata) if metadata.is_dir() => {}
             Ok(_) => return Err(io::Error::new(ErrorKind::NotADirectory, "not a directory")),
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                fs::DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
-            }
+            Err(error) if error.kind() == ErrorKind::NotFound => make_root(&root)?,
             Err(error) => return Err(error),
         }
         let private = root.join(PRIVATE_NAME);

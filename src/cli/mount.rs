@@ -23,6 +23,7 @@ use crate::mount::notify::Manager;
 use crate::mount::options::{MountOption, MountOptions, Unknown};
 use crate::mount::privileges::{Confinement, Role};
 use crate::mount::run::Served;
+use crate::mount::sandbox::SandboxPlan;
 use crate::mount::service::Descriptors;
 use crate::mount::{BoxError, MountError, MountRequest, Place, Service, shown_source};
 use crate::report::Report;
@@ -42,6 +43,12 @@ const KEEP_LIMIT: Duration = Duration::from_secs(2);
 
 /// Exit code of mount(8) for wrong arguments.
 pub(super) const USAGE: u8 = 1;
+
+/// Where the environment says that certificates lie, as for OpenSSL.
+fn certificates() -> Vec<PathBuf> {
+    let lists = ["SSL_CERT_FILE", "SSL_CERT_DIR"].map(|name| std::env::var_os(name).unwrap_or_default());
+    lists.iter().flat_map(std::env::split_paths).filter(|path| path.is_absolute()).collect()
+}
 
 pub fn run(args: MountArgs) -> ExitCode {
     // Before anything is opened: what is open now is what the caller left open.
@@ -89,6 +96,7 @@ pub(super) fn mount(
             // Of whoever mounts, not of whom the process becomes.
             control_dir: options.config.service.control.then(runtime_dir),
             report: Arc::clone(&report),
+            plan: SandboxPlan { read: certificates(), ..SandboxPlan::default() },
             manager,
             descriptors: Arc::new(Mutex::new(descriptors)),
             ..Service::default()

@@ -21,6 +21,7 @@ use super::MountError;
 use super::control::paths::prepare as prepare_control;
 use super::sandbox::{Sandbox, SandboxPlan};
 use super::service::Service;
+use crate::cache::disk::make_root;
 use crate::config::MountConfig;
 use crate::store::location::{FileLocation, Location};
 
@@ -95,7 +96,7 @@ impl Confinement {
         let cache = cache_dir(config);
         if let Some(cache) = &cache {
             // Whoever opens it says what is wrong with it.
-            let _ = std::fs::create_dir_all(cache);
+            let _ = make_root(cache);
         }
         if has_cap(Capability::CAP_SYS_ADMIN) {
             // Who may unmount by himself needs no program that runs as root, which this forbids.
@@ -106,7 +107,7 @@ impl Confinement {
             (true, Ok(sandbox)) => Some(sandbox),
             (true, Err(why)) if config.service.sandbox == Some(true) => return Err(MountError::Sandbox(why)),
             (true, Err(why)) => {
-                tracing::info!("no sandbox: {why}");
+                tracing::warn!("the mount goes without a sandbox: {why} (sandbox=no goes without it silently)");
                 None
             }
         };

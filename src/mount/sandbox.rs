@@ -52,6 +52,27 @@ const SYSTEM_READ: &[&str] = &[
     "/nix/store",
 ];
 
+/// What of it is often a link to elsewhere: where names are looked up, and certificates. What a link leads to is replaced with its
+/// directory, so that this is what may be read.
+const SYSTEM_LINKED: &[&str] = &[
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/nsswitch.conf",
+    "/etc/host.conf",
+    "/etc/gai.conf",
+    "/etc/localtime",
+    "/etc/ssl",
+    "/etc/ssl/certs",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+];
+
+/// The most links that lead one to the other, as the kernel has it.
+const MAX_LINKS: usize = 40;
+
 /// What everybody may write to. The device is opened once more by every thread that takes requests.
 const SYSTEM_WRITE: &[&str] = &["/dev/null", "/dev/fuse"];
 
@@ -79,7 +100,11 @@ impl SandboxPlan {
     /// What every process needs.
     pub fn system() -> Self {
         let paths = |list: &[&str]| list.iter().map(PathBuf::from).collect();
-        Self { read: paths(SYSTEM_READ), write: paths(SYSTEM_WRITE), exec: Vec::new() }
+        let mut plan = Self { read: paths(SYSTEM_READ), write: paths(SYSTEM_WRITE), exec: Vec::new() };
+        for path in SYSTEM_LINKED {
+            plan.add_linked(Path::new(path));
+        }
+        plan
     }
 
     /// All of another plan as well.
@@ -87,6 +112,19 @@ impl SandboxPlan {
         self.read.extend_from_slice(&other.read);
         self.write.extend_from_slice(&other.write);
         self.exec.extend_from_slice(&other.exec);
+    }
+
+    /// Where a link leads, and those that it leads to: the directory of each, since a file there is made anew when it changes. Of one that
+    /// lies right below a directory of the root, where everything may lie, the file only. Nothing for what is no link.
+    fn add_linked(&mut self, path: &Path) {
+        let mut path = path.to_owned();
+        for _ in 0..MAX_LINKS {
+            let Ok(target) = std::fs::read_link(&path) else { return };
+            path = directory_of(&path).join(target);
+            // What it leads to may come later than the mount, its directory hardly.
+            let Ok(dir) = directory_of(&path).canonicalize() else { return };
+            self.read.push(if dir.components().count() > 2 { dir } else { path.clone() });
+        }
     }
 
     /// What a mount of `location` needs with these settings. Reads the secrets of its stores, so that files and programs that give them
@@ -402,6 +440,37 @@ mod tests {
         let mut of_directory = SandboxPlan::default();
         of_directory.add_mount(&FileLocation::Local(path("a")), &MountConfig::default());
         assert_eq!(of_directory.covers(&read("c")), Ok(()), "links that are there are followed");
+    }
+
+    #[test]
+    fn what_a_link_of_the_system_leads_to_is_read() {
+        if !can() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().canonicalize().unwrap().join(name);
+        for name in ["etc", "run", "far", "else"] {
+            fs::create_dir(path(name)).unwrap();
+            fs::write(path(name).join("file"), name).unwrap();
+        }
+        std::os::unix::fs::symlink("../run/link", path("etc/resolv.conf")).unwrap();
+        std::os::unix::fs::symlink(path("far/late"), path("run/link")).unwrap();
+        let mut plan = SandboxPlan { read: vec![path("etc")], ..SandboxPlan::default() };
+        plan.add_linked(&path("etc/resolv.conf"));
+        plan.add_linked(&path("etc/file"));
+        plan.add_linked(&path("etc/missing"));
+        assert_eq!(plan.read, [path("etc"), path("run"), path("far")]);
+        inside(&plan, || {
+            // As what looks after it makes it anew.
+            assert!(fs::read(path("etc/resolv.conf")).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound));
+            assert!(is_denied(fs::read(path("else/file"))));
+        });
+        fs::write(path("far/late"), "nameserver").unwrap();
+        assert_eq!(inside(&plan, || fs::read(path("etc/resolv.conf")).unwrap()), b"nameserver");
+        let mut plan = SandboxPlan::default();
+        std::os::unix::fs::symlink("/proc/version", path("etc/short")).unwrap();
+        plan.add_linked(&path("etc/short"));
+        assert_eq!(plan.read, [PathBuf::from("/proc/version")], "not all of /proc");
     }
 
     #[test]

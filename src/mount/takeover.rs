@@ -96,11 +96,11 @@ pub(super) fn keep(
     is_file: bool,
 ) -> bool {
     let Some(init) = handover.agreed() else {
-        tracing::info!("this mount cannot be taken over by a restarted service: that needs Linux 6.9");
+        tracing::warn!("this mount cannot be taken over by a restarted service: that needs Linux 6.9");
         return false;
     };
     let Some(content) = content() else {
-        tracing::info!("this mount cannot be taken over by a restarted service: its content has no version");
+        tracing::warn!("this mount cannot be taken over by a restarted service: its content has no version");
         return false;
     };
     let MountId { major, minor, .. } = attached.id();
