@@ -315,6 +315,15 @@ impl Backing {
         true
     }
 
+    /// Waits until what was written by now was flushed. How often a flush has failed up to then, or the claims were faced: as long as this
+    /// is the same, nothing that was written is lost.
+    pub(super) async fn flushed(&self) -> u64 {
+        if let Some(queue) = &self.queue {
+            queue.flushed().await;
+        }
+        self.shared.n_forgotten()
+    }
+
     /// Hashes claimed chunks: the chunk, where the claim was right. Blocks.
     pub(super) fn check(&self, claimed: &[usize]) -> Vec<(usize, Option<Chunk>)> {
         let shared = &*self.shared;

@@ -4,7 +4,7 @@
 //! while writing goes on; only then are its chunks written down as present.
 //!
 //! Invariants: no fault of the disk reaches a reader; nothing is added while the file system has less than its reserve; what a flush that
-//! failed may have lost is written again before it counts.
+//! failed may have lost is written again before it counts, of the file and of its state.
 
 use std::fs::File;
 use std::io;
@@ -81,11 +81,13 @@ struct Writer {
     unsynced: Unsynced,
     /// When the first of `unsynced` was written.
     written_since: Option<Instant>,
-    /// What a flush that is under way is for.
-    flushing: Option<Unsynced>,
+    /// Who wants `unsynced` to be flushed now.
+    hurried: Vec<oneshot::Sender<()>>,
+    /// What a flush that is under way is for, and who waits for it.
+    flushing: Option<(Unsynced, Vec<oneshot::Sender<()>>)>,
     /// Claims before this chunk were looked at.
     claim_cursor: usize,
-    /// The state says that it is of this file.
+    /// The state says that it is of this file, and nothing of it failed since.
     is_introduced: bool,
     is_sealed: bool,
 }
@@ -104,6 +106,7 @@ impl Writer {
             is_losing: false,
             unsynced: Unsynced::default(),
             written_since: None,
+            hurried: Vec::new(),
             flushing: None,
             claim_cursor: 0,
             is_introduced: false,
@@ -159,6 +162,10 @@ impl Writer {
                 false => Duration::ZERO,
             });
         }
+        if !self.is_introduced {
+            // It is tried again after the rest.
+            return Some(self.inbox.rest.left().max(Duration::from_millis(1)));
+        }
         if self.flushing.is_some() {
             return None;
         }
@@ -172,7 +179,7 @@ impl Writer {
 
     fn is_flush_due(&self) -> bool {
         let is_old = self.written_since.is_some_and(|since| since.elapsed() >= FLUSH_AFTER);
-        self.flushing.is_none() && (self.unsynced.n_bytes >= FLUSH_BYTES || is_old)
+        self.flushing.is_none() && (self.unsynced.n_bytes >= FLUSH_BYTES || is_old || !self.hurried.is_empty())
     }
 
     fn take(&mut self, message: Message) {
@@ -181,9 +188,10 @@ impl Writer {
                 if !self.inbox.rest.is_on() {
                     match self.keep(chunk_idx, &chunk) {
                         // What was written tells nothing about a disk that fails later.
-                        Ok(()) if self.is_losing => {}
-                        Ok(()) => self.pause = Duration::ZERO,
-                        Err(error) => self.failed(&error, "nothing is added until it works again"),
+                        Ok(_) if self.is_losing || !self.is_introduced => {}
+                        Ok(true) => self.pause = Duration::ZERO,
+                        Ok(false) => {}
+                        Err(error) => self.cannot_add(&error),
                     }
                 }
                 self.inbox.arrived(chunk_idx);
@@ -199,24 +207,28 @@ impl Writer {
                     self.is_there(chunk_idx, State::Claimed);
                 }
             }
-            Message::Flush(_) => {}
+            Message::Flush(answer) => self.hurried.push(answer),
             Message::Flushed(flushed) => self.flushed(flushed),
             Message::End => {}
         }
     }
 
-    /// Writes a chunk.
-    fn keep(&mut self, chunk_idx: usize, chunk: &Chunk) -> io::Result<()> {
+    /// Writes a chunk. Whether the disk had to take something for it.
+    fn keep(&mut self, chunk_idx: usize, chunk: &Chunk) -> io::Result<bool> {
         let shared = Arc::clone(&self.shared);
-        let Some(map) = shared.map() else { return Ok(()) };
-        let before = map.state(chunk_idx);
-        let Some((item, false)) = shared.item(chunk_idx).map(|item| (item, before.is_readable())) else {
-            return Ok(());
+        let Some(map) = shared.map() else { return Ok(false) };
+        let Some((item, false)) = shared.item(chunk_idx).map(|item| (item, map.state(chunk_idx).is_readable())) else {
+            return Ok(false);
         };
         if item.id != chunk.id() || item.size_bytes() != chunk.plain().len() as u64 {
-            return Ok(());
+            return Ok(false);
         }
         let is_zero = chunk.plain().iter().all(|byte| *byte == 0);
+        if !is_zero {
+            self.check_space(item.size_bytes())?;
+        }
+        // Writing can fail half-way: from here on nobody claims anything of what was there.
+        map.change(chunk_idx, State::Claimed, State::Absent);
         match (is_zero, self.is_foreign) {
             // Of a zero chunk only zeros were ever written.
             (true, false) => {}
@@ -227,14 +239,11 @@ impl Writer {
                     shared.data.write_all_at(chunk.plain(), item.start)?;
                 }
             }
-            (false, _) => {
-                self.check_space(item.size_bytes())?;
-                shared.data.write_all_at(chunk.plain(), item.start)?;
-            }
+            (false, _) => shared.data.write_all_at(chunk.plain(), item.start)?,
         }
         shared.report.n_backing_kept.add(1);
-        self.is_there(chunk_idx, before);
-        Ok(())
+        self.is_there(chunk_idx, State::Absent);
+        Ok(!is_zero || self.is_foreign)
     }
 
     /// The verified bytes of a chunk are in the file.
@@ -269,10 +278,14 @@ impl Writer {
         Ok(())
     }
 
-    /// Something could not be written: nothing is tried for a while. The first failure is told.
-    fn failed(&mut self, error: &io::Error, then: &str) {
+    fn cannot_add(&mut self, error: &io::Error) {
+        self.failed(error, self.pause.is_zero(), "nothing is added until it works again");
+    }
+
+    /// Something could not be written: nothing is tried for a while. Only what is news is told.
+    fn failed(&mut self, error: &io::Error, is_news: bool, then: &str) {
         self.shared.report.n_backing_errors.add(1);
-        if self.pause.is_zero() {
+        if is_news {
             tracing::warn!("backing file {}: {error}; {then}", self.shared.path.display());
         }
         self.pause = (2 * self.pause).clamp(FIRST_REST, LONGEST_REST);
@@ -290,7 +303,8 @@ impl Writer {
             return;
         }
         if let Err(error) = self.write_map().and_then(|()| self.introduce()) {
-            return self.failed(&error, "nothing is added until it works again");
+            self.is_introduced = false;
+            return self.cannot_add(&error);
         }
         if map.is_full() && self.unsynced.is_empty() && self.flushing.is_none() {
             match self.write_end(true) {
@@ -299,7 +313,7 @@ impl Writer {
                     shared.is_complete.store(true, Ordering::Release);
                     tracing::info!("backing file {} is complete", shared.path.display());
                 }
-                Err(error) => self.failed(&error, "nothing is added until it works again"),
+                Err(error) => self.cannot_add(&error),
             }
         }
     }
@@ -319,13 +333,13 @@ impl Writer {
     }
 
     fn begin_flush(&mut self) {
-        self.flushing = Some(std::mem::take(&mut self.unsynced));
+        self.flushing = Some((std::mem::take(&mut self.unsynced), std::mem::take(&mut self.hurried)));
         self.written_since = None;
     }
 
     fn flushed(&mut self, flushed: io::Result<()>) {
         let shared = Arc::clone(&self.shared);
-        let (Some(map), Some(unsynced)) = (shared.map(), self.flushing.take()) else { return };
+        let (Some(map), Some((unsynced, waiting))) = (shared.map(), self.flushing.take()) else { return };
         match flushed {
             Ok(()) => {
                 map.made_durable(unsynced.without(&self.unsynced));
@@ -333,9 +347,13 @@ impl Writer {
             }
             Err(error) => {
                 self.lose_written(map);
-                self.failed(&error, "what was written since the last flush is fetched again");
+                self.failed(&error, !self.is_losing, "what was written since the last flush is fetched again");
                 self.is_losing = true;
             }
+        }
+        for answer in waiting {
+            // Nobody hears it when the warming was ended meanwhile.
+            let _ = answer.send(());
         }
     }
 
@@ -368,7 +386,7 @@ impl Writer {
         if self.is_introduced {
             return Ok(());
         }
-        self.state.sync_data()?;
+        self.sync_state()?;
         let condition = Condition {
             is_complete: false,
             is_foreign: self.is_foreign,
@@ -390,7 +408,7 @@ impl Writer {
             return Err(error);
         }
         self.write_map()?;
-        self.state.sync_all()?;
+        self.sync_state()?;
         let metadata = self.shared.data.metadata()?;
         let condition = Condition {
             is_complete,
@@ -399,7 +417,22 @@ impl Writer {
             changed: Condition::changed_at(&metadata),
         };
         self.state.write_all_at(&condition.encode(self.seed), BLOCK_BYTES as u64)?;
-        self.state.sync_all()
+        self.sync_state()
+    }
+
+    /// Flushes the state. When that fails, nothing written to it since the last good flush need be on the disk, now or ever, as with the
+    /// file itself: all of it is written again, the condition last.
+    ///
+    /// Between its beginning and its end the state is left to the kernel. A block that is lost says less than is there, since what is
+    /// present was on the disk before the block was written, and what is not present any more has no other bytes than the right ones
+    /// written over it.
+    fn sync_state(&mut self) -> io::Result<()> {
+        let synced = self.state.sync_data();
+        if let (Err(_), Some(map)) = (&synced, self.shared.map()) {
+            map.all_dirty();
+            self.is_introduced = false;
+        }
+        synced
     }
 
     fn close(mut self) {
@@ -408,15 +441,23 @@ impl Writer {
             match self.inbox.receiver.recv_timeout(MAX_CLOSE.saturating_sub(start.elapsed())) {
                 Ok(message @ Message::Flushed(..)) => self.take(message),
                 Ok(_) => {}
-                Err(_) => return,
+                Err(_) => {
+                    let path = self.shared.path.display();
+                    return tracing::warn!("backing file {path}: its disk does not answer; it was not closed in order");
+                }
             }
         }
         self.begin_flush();
         self.flushed(self.shared.data.sync_data());
-        let is_full = self.shared.map().is_some_and(|map| map.is_full());
-        if let Err(error) = self.write_end(is_full) {
+        // A flush tells also of what failed long ago, on a disk that works by now: then the second one is right.
+        if let Err(error) = self.end().or_else(|_| self.end()) {
             tracing::warn!("backing file {}: {error}; it was not closed in order", self.shared.path.display());
         }
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        let is_full = self.shared.map().is_some_and(|map| map.is_full());
+        self.write_end(is_full)
     }
 
     /// Hashes some chunks that are claimed to be there.
