@@ -238,3 +238,86 @@ impl Drop for Told {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::digest::Digest;
+
+    /// A chunk that fills the queue.
+    fn chunk() -> Chunk {
+        Chunk::of(Digest::Sha512_256, vec![1; PERMIT_BYTES as usize].into())
+    }
+
+    fn queue() -> (Queue, Inbox) {
+        let (queue, inbox, _) = Queue::new(PERMIT_BYTES, Duration::from_millis(20));
+        (queue, inbox)
+    }
+
+    /// What the thread finds next: which chunk, and the answer to give.
+    fn next(inbox: &Inbox) -> (usize, Option<oneshot::Sender<bool>>) {
+        match inbox.receiver.try_recv().unwrap() {
+            Message::Keep(chunk_idx, _, _permit, answer) => (chunk_idx, answer),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_disk_keeps_readers_away_and_no_warming() {
+        let (queue, inbox) = queue();
+        let chunk = chunk();
+        queue.offer(0, &chunk).await;
+        // There is no place for another one, and the thread is busy.
+        queue.offer(1, &chunk).await;
+        assert!(queue.slow_rest.is_on() && !inbox.rest.is_on());
+        let mut kept = std::pin::pin!(queue.keep(2, &chunk));
+        assert!((&mut kept).now_or_never().is_none(), "who is in no hurry waits");
+        assert!(queue.offer(3, &chunk).now_or_never().is_some(), "nobody else does");
+        assert_eq!(next(&inbox).0, 0);
+        assert!((&mut kept).now_or_never().is_none());
+        let (chunk_idx, answer) = next(&inbox);
+        assert_eq!(chunk_idx, 2);
+        answer.unwrap().send(true).unwrap();
+        assert!(kept.await);
+        // What was not taken is not taken for being on its way.
+        inbox.arrived(0);
+        inbox.arrived(2);
+        assert!(lock(&queue.queued).is_empty());
+    }
+
+    #[tokio::test]
+    async fn after_a_fault_of_the_disk_nobody_adds_anything() {
+        let (queue, inbox) = queue();
+        inbox.rest.begin(Duration::from_millis(50));
+        assert!(!queue.keep(0, &chunk()).await);
+        queue.offer(0, &chunk()).await;
+        assert!(inbox.receiver.try_recv().is_err());
+        queue.rested().await;
+        assert!(!inbox.rest.is_on());
+        queue.offer(0, &chunk()).await;
+        assert_eq!(next(&inbox).0, 0);
+    }
+
+    #[tokio::test]
+    async fn who_waits_hears_what_became_of_a_chunk_that_a_reader_has_offered_too() {
+        let (queue, inbox) = queue();
+        let chunk = chunk();
+        queue.offer(7, &chunk).await;
+        let mut kept = std::pin::pin!(queue.keep(7, &chunk));
+        assert!((&mut kept).now_or_never().is_none());
+        assert!(next(&inbox).1.is_none(), "the reader asks for no answer");
+        inbox.arrived(7);
+        assert!((&mut kept).now_or_never().is_none());
+        next(&inbox).1.unwrap().send(false).unwrap();
+        assert!(!kept.await);
+        // The thread ends without an answer.
+        let mut kept = std::pin::pin!(queue.keep(8, &chunk));
+        assert!((&mut kept).now_or_never().is_none());
+        drop(inbox);
+        assert!(!kept.await);
+        queue.flushed().await;
+    }
+}
