@@ -8,11 +8,15 @@ use nix::mount::MsFlags;
 use super::{Ground, ThinDisk, mount_fs, present, wait_until};
 use crate::mount::mount_with;
 use crate::support::mounted::Mounted;
+use crate::support::run::command;
 
-/// Mounts with a backing file that is warmed.
+/// Mounts with a backing file that is warmed. What is said before the mount goes into the background is in the log as well.
 fn warm(ground: &Ground, mountpoint: &Path, backing: &Path, log: &Path) -> Mounted {
     let option = format!("backing={},cache-keep-free=0,warm=all,log={}", backing.display(), log.display());
-    mount_with(&ground.index, Some(&ground.store), mountpoint, &["-o", &option]).unwrap()
+    let script = format!("exec \"$0\" \"$@\" 2>>{}", log.display());
+    let mut mount = command("sh", ["-c", &script, env!("CARGO_BIN_EXE_caifs"), "mount", "-v", "-o", &option, "-s"]);
+    mount.arg(&ground.store).arg(&ground.index).arg(mountpoint);
+    Mounted::by_command(&mut mount, mountpoint).unwrap()
 }
 
 fn has_logged(log: &Path, what: &str) -> bool {
