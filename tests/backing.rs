@@ -1,6 +1,8 @@
 //! Backing files with real mounts: filled by reading, read without a store, read by the kernel itself, shared, taken over from desync,
 //! on full and stacked file systems, and killed at random moments while they fill.
 
+mod warm;
+
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};

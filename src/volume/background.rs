@@ -25,6 +25,7 @@ use super::record::{FLUSH, Recorder};
 use super::replay::{Follow, known_chunks, replay};
 use super::warm::{self, NotWarmable, Tally, Warming, Wish, WishError};
 use super::{Live, Part};
+use crate::blob::backing::Presence;
 use crate::blob::{Blob, ChunkedBlob};
 use crate::cache::Touches;
 use crate::cache::background::Pace;
@@ -346,7 +347,7 @@ impl PartWork {
         let memory_bytes = blob.cache().ahead().map_or(0, |budget| budget.max_bytes());
         let tally = Tally::default();
         replay(blob, wants, &follow, memory_bytes, &self.warming, &tally).await;
-        self.conclude(&format!("{location}: replayed"), &tally);
+        self.conclude(&format!("{location}: replayed"), &tally, "");
     }
 
     async fn warm(&self, part: &Part) {
@@ -373,15 +374,23 @@ impl PartWork {
                 }
             }
         }
-        self.conclude(&format!("{location}: warmed"), &tally);
+        let presence = match &part.blob {
+            Blob::Chunked(blob) => blob.presence(),
+            Blob::Remote(_) | Blob::File(_) => None,
+        };
+        let kept = presence.map(|presence| {
+            let Presence { n_present, n_chunks, .. } = presence;
+            format!("; {n_present} of {n_chunks} chunks are in its backing file")
+        });
+        self.conclude(&format!("{location}: warmed"), &tally, &kept.unwrap_or_default());
     }
 
-    /// Says what came of it, in one line.
-    fn conclude(&self, what: &str, tally: &Tally) {
+    /// Says what came of it, and what is kept now, in one line.
+    fn conclude(&self, what: &str, tally: &Tally, kept: &str) {
         let (n_fetched, n_present, n_failed) = (tally.n_fetched.get(), tally.n_present.get(), tally.n_failed.get());
         match tally.failures().first() {
-            None => tracing::info!("{what}: {n_fetched} chunks fetched, {n_present} there already"),
-            Some(why) => tracing::warn!("{what}, but {n_failed} chunks could not be had, the first one: {why}"),
+            None => tracing::info!("{what}: {n_fetched} chunks fetched, {n_present} there already{kept}"),
+            Some(why) => tracing::warn!("{what}, but {n_failed} chunks could not be had, the first one: {why}{kept}"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A plain copy of an image in a sparse local file, filled as the image is read, and read instead of the stores from then on.
 //!
 //! * `state` is the format of the side file that says what the copy is of and what of it is there; `map` is the same in memory.
-//! * `place` opens both; `writer` is the thread that fills the file.
+//! * `place` opens both; `writer` is the thread that fills the file, and `queue` the way to it.
 //! * [`Backing`] is what a blob asks.
 //!
 //! Every chunk was verified before it was written. The bytes in the file are trusted like those of a disk: the file belongs to us or root
@@ -14,6 +14,7 @@
 
 mod map;
 mod place;
+mod queue;
 mod state;
 mod writer;
 
@@ -39,8 +40,8 @@ use crate::sys;
 use map::{Map, State};
 pub use place::BackingError;
 use place::{Content, Place};
+use queue::Queue;
 pub use state::Identity;
-use writer::Queue;
 
 /// The largest index that is hashed before a mount is ready, in bytes: some 400,000 chunks, 25 GB of content. A larger one is hashed in
 /// the background, and the backing file is used from then on.
@@ -228,7 +229,7 @@ impl Backing {
         });
         let queue_bytes = config.memory_bytes - map_bytes;
         let queue = ours.map(|(state, is_foreign)| {
-            Queue::start(Arc::clone(&shared), state, is_foreign, config.keep_free_bytes, queue_bytes, config.max_wait)
+            writer::start(Arc::clone(&shared), state, is_foreign, config.keep_free_bytes, queue_bytes, config.max_wait)
         });
         let queue = queue.transpose().map_err(|error| BackingError::Unusable(format!("starting a thread: {error}")))?;
         Ok(Self { shared, queue })
@@ -312,6 +313,15 @@ impl Backing {
         let Some(queue) = &self.queue else { return false };
         queue.rested().await;
         true
+    }
+
+    /// Waits until what was written by now was flushed. How often a flush has failed up to then, or the claims were faced: as long as this
+    /// is the same, nothing that was written is lost.
+    pub(super) async fn flushed(&self) -> u64 {
+        if let Some(queue) = &self.queue {
+            queue.flushed().await;
+        }
+        self.shared.n_forgotten()
     }
 
     /// Hashes claimed chunks: the chunk, where the claim was right. Blocks.

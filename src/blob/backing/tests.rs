@@ -10,20 +10,24 @@ use super::*;
 use crate::format::index::{ChunkSizes, FLAG_SHA512_256, IndexHeader, encode};
 
 /// An image of small chunks, some of them zeros.
-struct Image {
-    bytes: Vec<u8>,
-    index: Arc<Index<IndexBytes>>,
-    chunks: Vec<Chunk>,
+pub(super) struct Image {
+    pub(super) bytes: Vec<u8>,
+    pub(super) index: Arc<Index<IndexBytes>>,
+    pub(super) chunks: Vec<Chunk>,
 }
 
 impl Image {
     /// Chunks of 4096 bytes; each seventh is of zeros.
-    fn new(n_chunks: usize, seed: u8) -> Self {
+    pub(super) fn new(n_chunks: usize, seed: u8) -> Self {
+        Self::of_chunks(n_chunks, seed, 4096)
+    }
+
+    pub(super) fn of_chunks(n_chunks: usize, seed: u8, n_bytes: usize) -> Self {
         let mut bytes = Vec::new();
         let mut chunks = Vec::new();
         let mut items = Vec::new();
         for chunk_idx in 0..n_chunks {
-            let mut plain = vec![0; 4096];
+            let mut plain = vec![0; n_bytes];
             if chunk_idx % 7 != 3 {
                 plain.fill(seed);
                 plain[..8].copy_from_slice(&(chunk_idx as u64 + 1).to_le_bytes());
@@ -33,7 +37,7 @@ impl Image {
             items.push((bytes.len() as u64, chunk.id()));
             chunks.push(chunk);
         }
-        let sizes = ChunkSizes { min: 4096, avg: 4096, max: 4096 };
+        let sizes = ChunkSizes { min: n_bytes as u64, avg: n_bytes as u64, max: n_bytes as u64 };
         let header = IndexHeader { feature_flags: FLAG_SHA512_256, sizes };
         let encoded = encode(&header, items.iter().map(|(end, id)| (*end, id)));
         Self { bytes, index: Arc::new(Index::open(IndexBytes::Copied(encoded)).unwrap()), chunks }
@@ -375,6 +379,25 @@ fn who_waits_hears_of_every_chunk_and_the_queue_may_be_full() {
     assert_eq!(backing.presence().n_present, 2000);
     // Complete or about to be: nothing more is taken.
     assert!(image.keep(&backing, 8));
+}
+
+#[test]
+fn who_asks_for_a_flush_finds_on_the_disk_what_was_written_before() {
+    let (directory, image) = (directory(), Image::new(100, 1));
+    let backing = image.open(&directory.path().join("image")).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    for chunks in [0..20, 20..20, 20..50] {
+        assert!(chunks.clone().all(|chunk_idx| image.keep(&backing, chunk_idx)));
+        assert!(chunks.clone().all(|chunk_idx| backing.held(chunk_idx) == Held::Claimed), "not flushed yet");
+        let n_losses = runtime.block_on(backing.flushed());
+        assert!((0..chunks.end).all(|chunk_idx| backing.held(chunk_idx) == Held::Yes));
+        assert_eq!(n_losses, 0);
+    }
+    // The thread ends with the last chunk.
+    image.fill(&backing, 50..100);
+    runtime.block_on(backing.flushed());
+    assert!((0..100).all(|chunk_idx| backing.held(chunk_idx) == Held::Yes));
+    runtime.block_on(backing.flushed());
 }
 
 #[test]

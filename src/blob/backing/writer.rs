@@ -1,25 +1,25 @@
 //! The thread that fills a backing file: writes chunks, flushes them, tells the state, and checks claims when there is nothing else to do.
 //!
-//! Chunks come through a queue of bounded bytes. Every [`FLUSH_BYTES`] or [`FLUSH_AFTER`] the file is flushed on a thread of its own,
+//! Chunks come through a [`Queue`] of bounded bytes. Every [`FLUSH_BYTES`] or [`FLUSH_AFTER`] the file is flushed on a thread of its own,
 //! while writing goes on; only then are its chunks written down as present.
 //!
 //! Invariants: no fault of the disk reaches a reader; nothing is added while the file system has less than its reserve; what a flush that
-//! failed may have lost is written again before it counts.
+//! failed may have lost is written again before it counts, of the file and of its state.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FallocateFlags, Flock, fallocate};
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 use super::Shared;
 use super::map::{Map, State, Unsynced};
+use super::queue::{Inbox, MAX_CLOSE, Message, Queue};
 use super::state::{BLOCK_BYTES, Condition, FileId, encode_map_block, map_block_at};
 use crate::chunk::Chunk;
 
@@ -40,213 +40,29 @@ const QUIET: Duration = Duration::from_millis(50);
 const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
 
-/// How long an end of the mount waits for what is being written.
-const MAX_CLOSE: Duration = Duration::from_secs(10);
-
-/// How long a reader whose chunk finds the queue full waits for a place in it, at the most.
-const MAX_QUEUE_WAIT: Duration = Duration::from_secs(2);
-
-/// Granularity of the queue's budget, in bytes.
-const PERMIT_BYTES: u64 = 1024;
-
 /// What file systems give out at a time, mostly.
 const DISK_BLOCK_BYTES: u64 = 4096;
 
 /// How old an answer about the free space may be.
 const SPACE_AGE: Duration = Duration::from_secs(1);
 
-enum Message {
-    /// A verified chunk to write, and who wants to hear whether it is in the file.
-    Keep(usize, Chunk, OwnedSemaphorePermit, Option<oneshot::Sender<bool>>),
-    /// A claim that a reader found right, and how often pages had been forgotten when it began to look.
-    Verified(usize, u64),
-    /// A flush is over.
-    Flushed(io::Result<()>),
-    End,
-}
-
-/// The way to the thread, which ends with it.
-#[derive(Debug)]
-pub(super) struct Queue {
-    sender: Sender<Message>,
-    budget: Arc<Semaphore>,
-    n_permits: u32,
+/// Starts the thread, which has the lock of the state as long as it goes on. `max_wait` bounds what a reader waits for a slow disk.
+pub(super) fn start(
+    shared: Arc<Shared>,
+    state: Flock<File>,
+    is_foreign: bool,
+    keep_free_bytes: u64,
+    queue_bytes: u64,
     max_wait: Duration,
-    /// Chunks on their way; never locked over anything else.
-    queued: Arc<Mutex<HashSet<usize>>>,
-    rest: Arc<Rest>,
-    ended: Arc<(Mutex<bool>, Condvar)>,
-}
-
-/// Until when nothing is added.
-#[derive(Debug)]
-struct Rest {
-    start: Instant,
-    until_ms: AtomicU64,
-}
-
-impl Rest {
-    fn is_on(&self) -> bool {
-        (self.start.elapsed().as_millis() as u64) < self.until_ms.load(Ordering::Relaxed)
-    }
-
-    fn left(&self) -> Duration {
-        Duration::from_millis(self.until_ms.load(Ordering::Relaxed)).saturating_sub(self.start.elapsed())
-    }
-
-    fn begin(&self, length: Duration) {
-        let until = self.start.elapsed() + length;
-        self.until_ms.fetch_max(until.as_millis() as u64, Ordering::Relaxed);
-    }
-}
-
-impl Queue {
-    /// Starts the thread. `max_wait` bounds what a reader waits for a slow disk.
-    pub(super) fn start(
-        shared: Arc<Shared>,
-        state: Flock<File>,
-        is_foreign: bool,
-        keep_free_bytes: u64,
-        queue_bytes: u64,
-        max_wait: Duration,
-    ) -> io::Result<Self> {
-        let (sender, receiver) = channel();
-        let n_permits = u32::try_from(queue_bytes / PERMIT_BYTES).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
-        let queue = Self {
-            sender: sender.clone(),
-            budget: Arc::new(Semaphore::new(n_permits as usize)),
-            n_permits,
-            max_wait: max_wait.min(MAX_QUEUE_WAIT),
-            queued: Arc::default(),
-            rest: Arc::new(Rest { start: Instant::now(), until_ms: AtomicU64::new(0) }),
-            ended: Arc::default(),
-        };
-        let writer = Writer {
-            seed: shared.identity.seed(),
-            shared,
-            state,
-            is_foreign,
-            keep_free_bytes,
-            free: None,
-            sender,
-            receiver,
-            queued: Arc::clone(&queue.queued),
-            rest: Arc::clone(&queue.rest),
-            pause: Duration::ZERO,
-            is_losing: false,
-            unsynced: Unsynced::default(),
-            written_since: None,
-            flushing: None,
-            claim_cursor: 0,
-            is_introduced: false,
-            is_sealed: false,
-        };
-        let ended = Arc::clone(&queue.ended);
-        std::thread::Builder::new().name("caifs-backing".to_owned()).spawn(move || {
-            // The end is told even after a panic, so that the mount's own end does not wait for it.
-            let _told = Told(ended);
-            writer.run();
-        })?;
-        Ok(queue)
-    }
-
-    /// Takes a chunk to be written. Waits a little when the disk is slower than the store, and gives up then.
-    pub(super) async fn offer(&self, chunk_idx: usize, chunk: &Chunk) {
-        if self.rest.is_on() || !lock(&self.queued).insert(chunk_idx) {
-            return;
-        }
-        // A reader that goes away while it waits must not leave the chunk marked as queued.
-        let mark = Queued { queued: &self.queued, chunk_idx: Some(chunk_idx) };
-        let Ok(Ok(permit)) = tokio::time::timeout(self.max_wait, self.acquire(chunk)).await else {
-            self.rest.begin(FIRST_REST);
-            return;
-        };
-        if self.sender.send(Message::Keep(chunk_idx, chunk.clone(), permit, None)).is_ok() {
-            mark.keep();
-        }
-    }
-
-    /// Takes a chunk to be written for somebody who is in no hurry: waits for room as long as the disk takes, and until it is written.
-    /// Whether it is in the file then, or on its way there for another one.
-    pub(super) async fn keep(&self, chunk_idx: usize, chunk: &Chunk) -> bool {
-        if self.rest.is_on() {
-            return false;
-        }
-        if !lock(&self.queued).insert(chunk_idx) {
-            return true;
-        }
-        let mark = Queued { queued: &self.queued, chunk_idx: Some(chunk_idx) };
-        let Ok(permit) = self.acquire(chunk).await else { return false };
-        let (answer, is_written) = oneshot::channel();
-        if self.sender.send(Message::Keep(chunk_idx, chunk.clone(), permit, Some(answer))).is_err() {
-            return false;
-        }
-        mark.keep();
-        is_written.await.unwrap_or(false)
-    }
-
-    /// Waits until something may be added again.
-    pub(super) async fn rested(&self) {
-        while self.rest.is_on() {
-            tokio::time::sleep(self.rest.left().max(Duration::from_millis(1))).await;
-        }
-    }
-
-    fn acquire(&self, chunk: &Chunk) -> impl Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + use<> {
-        let n_permits = u32::try_from((chunk.plain().len() as u64).div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
-        Arc::clone(&self.budget).acquire_many_owned(n_permits.clamp(1, self.n_permits))
-    }
-
-    /// Ends the thread, after what was offered has reached the disk. A disk that hangs must not keep the process, so the wait is bounded.
-    pub(super) fn close(&self) {
-        // The thread may have ended by itself, because the file is complete.
-        drop(self.sender.send(Message::End));
-        let (ended, condition) = &*self.ended;
-        drop(condition.wait_timeout_while(lock(ended), MAX_CLOSE, |ended| !*ended));
-    }
-
-    /// Hears that a claim was found right.
-    pub(super) fn verified(&self, chunk_idx: usize, n_forgotten: u64) {
-        // The thread ends when nothing is left to learn.
-        drop(self.sender.send(Message::Verified(chunk_idx, n_forgotten)));
-    }
-}
-
-impl Drop for Queue {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
-/// A chunk marked as queued, unless it was.
-struct Queued<'a> {
-    queued: &'a Mutex<HashSet<usize>>,
-    chunk_idx: Option<usize>,
-}
-
-impl Queued<'_> {
-    fn keep(mut self) {
-        self.chunk_idx = None;
-    }
-}
-
-impl Drop for Queued<'_> {
-    fn drop(&mut self) {
-        if let Some(chunk_idx) = self.chunk_idx {
-            lock(self.queued).remove(&chunk_idx);
-        }
-    }
-}
-
-/// Tells on drop that the thread has ended.
-struct Told(Arc<(Mutex<bool>, Condvar)>);
-
-impl Drop for Told {
-    fn drop(&mut self) {
-        let (ended, condition) = &*self.0;
-        *lock(ended) = true;
-        condition.notify_all();
-    }
+) -> io::Result<Queue> {
+    let (queue, inbox, told) = Queue::new(queue_bytes, max_wait);
+    let writer = Writer::new(shared, state, is_foreign, keep_free_bytes, inbox);
+    std::thread::Builder::new().name("caifs-backing".to_owned()).spawn(move || {
+        // The end is told even after a panic, so that the mount's own end does not wait for it.
+        let _told = told;
+        writer.run();
+    })?;
+    Ok(queue)
 }
 
 struct Writer {
@@ -257,10 +73,7 @@ struct Writer {
     keep_free_bytes: u64,
     /// What the file system had free when it was asked, less what was written since.
     free: Option<(Instant, u64)>,
-    sender: Sender<Message>,
-    receiver: Receiver<Message>,
-    queued: Arc<Mutex<HashSet<usize>>>,
-    rest: Arc<Rest>,
+    inbox: Inbox,
     /// The last rest; zero when the last write worked.
     pause: Duration,
     /// The last flush failed.
@@ -268,16 +81,39 @@ struct Writer {
     unsynced: Unsynced,
     /// When the first of `unsynced` was written.
     written_since: Option<Instant>,
-    /// What a flush that is under way is for.
-    flushing: Option<Unsynced>,
+    /// Who wants `unsynced` to be flushed now.
+    hurried: Vec<oneshot::Sender<()>>,
+    /// What a flush that is under way is for, and who waits for it.
+    flushing: Option<(Unsynced, Vec<oneshot::Sender<()>>)>,
     /// Claims before this chunk were looked at.
     claim_cursor: usize,
-    /// The state says that it is of this file.
+    /// The state says that it is of this file, and nothing of it failed since.
     is_introduced: bool,
     is_sealed: bool,
 }
 
 impl Writer {
+    fn new(shared: Arc<Shared>, state: Flock<File>, is_foreign: bool, keep_free_bytes: u64, inbox: Inbox) -> Self {
+        Self {
+            seed: shared.identity.seed(),
+            shared,
+            state,
+            is_foreign,
+            keep_free_bytes,
+            free: None,
+            inbox,
+            pause: Duration::ZERO,
+            is_losing: false,
+            unsynced: Unsynced::default(),
+            written_since: None,
+            hurried: Vec::new(),
+            flushing: None,
+            claim_cursor: 0,
+            is_introduced: false,
+            is_sealed: false,
+        }
+    }
+
     fn run(mut self) {
         self.face_disk();
         loop {
@@ -286,8 +122,8 @@ impl Writer {
                 return;
             }
             let message = match self.patience() {
-                Some(patience) => self.receiver.recv_timeout(patience),
-                None => self.receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(patience) => self.inbox.receiver.recv_timeout(patience),
+                None => self.inbox.receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match message {
                 Ok(Message::End) | Err(RecvTimeoutError::Disconnected) => break,
@@ -296,7 +132,7 @@ impl Writer {
             }
             // The state is written once for all that has come meanwhile.
             while !self.is_flush_due() {
-                match self.receiver.try_recv() {
+                match self.inbox.receiver.try_recv() {
                     Ok(Message::End) => return self.close(),
                     Ok(message) => self.take(message),
                     Err(_) => break,
@@ -321,10 +157,14 @@ impl Writer {
     fn patience(&self) -> Option<Duration> {
         let map = self.shared.map()?;
         if map.next_claimed(self.claim_cursor).is_some() {
-            return Some(match self.rest.is_on() || self.shared.quiet_for() < QUIET {
+            return Some(match self.inbox.rest.is_on() || self.shared.quiet_for() < QUIET {
                 true => QUIET,
                 false => Duration::ZERO,
             });
+        }
+        if !self.is_introduced {
+            // It is tried again after the rest.
+            return Some(self.inbox.rest.left().max(Duration::from_millis(1)));
         }
         if self.flushing.is_some() {
             return None;
@@ -339,21 +179,22 @@ impl Writer {
 
     fn is_flush_due(&self) -> bool {
         let is_old = self.written_since.is_some_and(|since| since.elapsed() >= FLUSH_AFTER);
-        self.flushing.is_none() && (self.unsynced.n_bytes >= FLUSH_BYTES || is_old)
+        self.flushing.is_none() && (self.unsynced.n_bytes >= FLUSH_BYTES || is_old || !self.hurried.is_empty())
     }
 
     fn take(&mut self, message: Message) {
         match message {
             Message::Keep(chunk_idx, chunk, _permit, answer) => {
-                if !self.rest.is_on() {
+                if !self.inbox.rest.is_on() {
                     match self.keep(chunk_idx, &chunk) {
                         // What was written tells nothing about a disk that fails later.
-                        Ok(()) if self.is_losing => {}
-                        Ok(()) => self.pause = Duration::ZERO,
-                        Err(error) => self.failed(&error, "nothing is added until it works again"),
+                        Ok(_) if self.is_losing || !self.is_introduced => {}
+                        Ok(true) => self.pause = Duration::ZERO,
+                        Ok(false) => {}
+                        Err(error) => self.cannot_add(&error),
                     }
                 }
-                lock(&self.queued).remove(&chunk_idx);
+                self.inbox.arrived(chunk_idx);
                 if let Some(answer) = answer {
                     let is_there = self.shared.map().is_some_and(|map| map.state(chunk_idx).is_readable());
                     // Nobody hears it when the warming was ended meanwhile.
@@ -366,23 +207,28 @@ impl Writer {
                     self.is_there(chunk_idx, State::Claimed);
                 }
             }
+            Message::Flush(answer) => self.hurried.push(answer),
             Message::Flushed(flushed) => self.flushed(flushed),
             Message::End => {}
         }
     }
 
-    /// Writes a chunk.
-    fn keep(&mut self, chunk_idx: usize, chunk: &Chunk) -> io::Result<()> {
+    /// Writes a chunk. Whether the disk had to take something for it.
+    fn keep(&mut self, chunk_idx: usize, chunk: &Chunk) -> io::Result<bool> {
         let shared = Arc::clone(&self.shared);
-        let Some(map) = shared.map() else { return Ok(()) };
-        let before = map.state(chunk_idx);
-        let Some((item, false)) = shared.item(chunk_idx).map(|item| (item, before.is_readable())) else {
-            return Ok(());
+        let Some(map) = shared.map() else { return Ok(false) };
+        let Some((item, false)) = shared.item(chunk_idx).map(|item| (item, map.state(chunk_idx).is_readable())) else {
+            return Ok(false);
         };
         if item.id != chunk.id() || item.size_bytes() != chunk.plain().len() as u64 {
-            return Ok(());
+            return Ok(false);
         }
         let is_zero = chunk.plain().iter().all(|byte| *byte == 0);
+        if !is_zero {
+            self.check_space(item.size_bytes())?;
+        }
+        // Writing can fail half-way: from here on nobody claims anything of what was there.
+        map.change(chunk_idx, State::Claimed, State::Absent);
         match (is_zero, self.is_foreign) {
             // Of a zero chunk only zeros were ever written.
             (true, false) => {}
@@ -393,14 +239,11 @@ impl Writer {
                     shared.data.write_all_at(chunk.plain(), item.start)?;
                 }
             }
-            (false, _) => {
-                self.check_space(item.size_bytes())?;
-                shared.data.write_all_at(chunk.plain(), item.start)?;
-            }
+            (false, _) => shared.data.write_all_at(chunk.plain(), item.start)?,
         }
         shared.report.n_backing_kept.add(1);
-        self.is_there(chunk_idx, before);
-        Ok(())
+        self.is_there(chunk_idx, State::Absent);
+        Ok(!is_zero || self.is_foreign)
     }
 
     /// The verified bytes of a chunk are in the file.
@@ -435,14 +278,18 @@ impl Writer {
         Ok(())
     }
 
-    /// Something could not be written: nothing is tried for a while. The first failure is told.
-    fn failed(&mut self, error: &io::Error, then: &str) {
+    fn cannot_add(&mut self, error: &io::Error) {
+        self.failed(error, self.pause.is_zero(), "nothing is added until it works again");
+    }
+
+    /// Something could not be written: nothing is tried for a while. Only what is news is told.
+    fn failed(&mut self, error: &io::Error, is_news: bool, then: &str) {
         self.shared.report.n_backing_errors.add(1);
-        if self.pause.is_zero() {
+        if is_news {
             tracing::warn!("backing file {}: {error}; {then}", self.shared.path.display());
         }
         self.pause = (2 * self.pause).clamp(FIRST_REST, LONGEST_REST);
-        self.rest.begin(self.pause);
+        self.inbox.rest.begin(self.pause);
     }
 
     /// Does what is due.
@@ -452,11 +299,12 @@ impl Writer {
         if self.is_flush_due() || (map.is_full() && self.flushing.is_none() && !self.unsynced.is_empty()) {
             self.start_flush();
         }
-        if self.rest.is_on() {
+        if self.inbox.rest.is_on() {
             return;
         }
         if let Err(error) = self.write_map().and_then(|()| self.introduce()) {
-            return self.failed(&error, "nothing is added until it works again");
+            self.is_introduced = false;
+            return self.cannot_add(&error);
         }
         if map.is_full() && self.unsynced.is_empty() && self.flushing.is_none() {
             match self.write_end(true) {
@@ -465,14 +313,14 @@ impl Writer {
                     shared.is_complete.store(true, Ordering::Release);
                     tracing::info!("backing file {} is complete", shared.path.display());
                 }
-                Err(error) => self.failed(&error, "nothing is added until it works again"),
+                Err(error) => self.cannot_add(&error),
             }
         }
     }
 
     fn start_flush(&mut self) {
         self.begin_flush();
-        let (data, sender) = (Arc::clone(&self.shared.data), self.sender.clone());
+        let (data, sender) = (Arc::clone(&self.shared.data), self.inbox.sender.clone());
         let flush = move || {
             let flushed = data.sync_data();
             // Nobody hears it when the mount has ended meanwhile.
@@ -485,13 +333,13 @@ impl Writer {
     }
 
     fn begin_flush(&mut self) {
-        self.flushing = Some(std::mem::take(&mut self.unsynced));
+        self.flushing = Some((std::mem::take(&mut self.unsynced), std::mem::take(&mut self.hurried)));
         self.written_since = None;
     }
 
     fn flushed(&mut self, flushed: io::Result<()>) {
         let shared = Arc::clone(&self.shared);
-        let (Some(map), Some(unsynced)) = (shared.map(), self.flushing.take()) else { return };
+        let (Some(map), Some((unsynced, waiting))) = (shared.map(), self.flushing.take()) else { return };
         match flushed {
             Ok(()) => {
                 map.made_durable(unsynced.without(&self.unsynced));
@@ -499,9 +347,13 @@ impl Writer {
             }
             Err(error) => {
                 self.lose_written(map);
-                self.failed(&error, "what was written since the last flush is fetched again");
+                self.failed(&error, !self.is_losing, "what was written since the last flush is fetched again");
                 self.is_losing = true;
             }
+        }
+        for answer in waiting {
+            // Nobody hears it when the warming was ended meanwhile.
+            let _ = answer.send(());
         }
     }
 
@@ -534,7 +386,7 @@ impl Writer {
         if self.is_introduced {
             return Ok(());
         }
-        self.state.sync_data()?;
+        self.sync_state()?;
         let condition = Condition {
             is_complete: false,
             is_foreign: self.is_foreign,
@@ -556,7 +408,7 @@ impl Writer {
             return Err(error);
         }
         self.write_map()?;
-        self.state.sync_all()?;
+        self.sync_state()?;
         let metadata = self.shared.data.metadata()?;
         let condition = Condition {
             is_complete,
@@ -565,29 +417,52 @@ impl Writer {
             changed: Condition::changed_at(&metadata),
         };
         self.state.write_all_at(&condition.encode(self.seed), BLOCK_BYTES as u64)?;
-        self.state.sync_all()
+        self.sync_state()
+    }
+
+    /// Flushes the state. When that fails, nothing written to it since the last good flush need be on the disk, now or ever, as with the
+    /// file itself: all of it is written again, the condition last.
+    ///
+    /// Between its beginning and its end the state is left to the kernel. A block that is lost says less than is there, since what is
+    /// present was on the disk before the block was written, and what is not present any more has no other bytes than the right ones
+    /// written over it.
+    fn sync_state(&mut self) -> io::Result<()> {
+        let synced = self.state.sync_data();
+        if let (Err(_), Some(map)) = (&synced, self.shared.map()) {
+            map.all_dirty();
+            self.is_introduced = false;
+        }
+        synced
     }
 
     fn close(mut self) {
         let start = Instant::now();
         while self.flushing.is_some() {
-            match self.receiver.recv_timeout(MAX_CLOSE.saturating_sub(start.elapsed())) {
+            match self.inbox.receiver.recv_timeout(MAX_CLOSE.saturating_sub(start.elapsed())) {
                 Ok(message @ Message::Flushed(..)) => self.take(message),
                 Ok(_) => {}
-                Err(_) => return,
+                Err(_) => {
+                    let path = self.shared.path.display();
+                    return tracing::warn!("backing file {path}: its disk does not answer; it was not closed in order");
+                }
             }
         }
         self.begin_flush();
         self.flushed(self.shared.data.sync_data());
-        let is_full = self.shared.map().is_some_and(|map| map.is_full());
-        if let Err(error) = self.write_end(is_full) {
+        // A flush tells also of what failed long ago, on a disk that works by now: then the second one is right.
+        if let Err(error) = self.end().or_else(|_| self.end()) {
             tracing::warn!("backing file {}: {error}; it was not closed in order", self.shared.path.display());
         }
     }
 
+    fn end(&mut self) -> io::Result<()> {
+        let is_full = self.shared.map().is_some_and(|map| map.is_full());
+        self.write_end(is_full)
+    }
+
     /// Hashes some chunks that are claimed to be there.
     fn check_claims(&mut self) {
-        if self.rest.is_on() || self.shared.quiet_for() < QUIET {
+        if self.inbox.rest.is_on() || self.shared.quiet_for() < QUIET {
             return;
         }
         let shared = Arc::clone(&self.shared);
@@ -608,6 +483,6 @@ impl Writer {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

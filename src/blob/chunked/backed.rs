@@ -14,6 +14,10 @@ struct Run {
     pieces: Range<usize>,
 }
 
+/// How often a chunk is offered again after a rest of the backing file, which is a second at first and a minute at last: for some ten
+/// minutes.
+const MAX_RESTS: u32 = 14;
+
 /// What came of filling a chunk into a backing file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Filled {
@@ -70,7 +74,7 @@ impl ChunkedBlob {
     }
 
     /// Makes sure that a chunk, by its number in the index, is in the backing file, and waits for its disk. After a fault of the disk, or
-    /// when it was full, nothing is fetched until it is time to try again.
+    /// when it was full, nothing is fetched until it is time to try again, and what was fetched is kept back until then.
     ///
     /// # Errors
     /// The chunk cannot be had.
@@ -91,10 +95,27 @@ impl ChunkedBlob {
         }
         let item = self.shared.index.item(chunk_idx).map_err(|error| self.shared.damaged(error))?;
         let chunk = self.cache.get(self.shared.digest, want(&item)).await?;
-        Ok(match backing.keep(chunk_idx, &chunk).await {
-            true => Filled::Kept,
-            false => Filled::Refused,
-        })
+        for _ in 0..=MAX_RESTS {
+            if backing.keep(chunk_idx, &chunk).await {
+                return Ok(Filled::Kept);
+            }
+            backing.rested().await;
+        }
+        Ok(Filled::Refused)
+    }
+
+    /// Waits until what was filled into the backing file by now was flushed. A number that is another one each time when something that
+    /// was filled may be lost since.
+    pub async fn flushed(&self) -> u64 {
+        match self.backing() {
+            Some(backing) => backing.flushed().await,
+            None => 0,
+        }
+    }
+
+    /// Whether a chunk, by its number in the index, is in the backing file; `true` without one.
+    pub fn is_filled(&self, chunk_idx: usize) -> bool {
+        self.backing().is_none_or(|backing| backing.has(chunk_idx))
     }
 
     /// As [`ChunkedBlob::read_at`], with a backing file.

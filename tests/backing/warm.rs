@@ -1,0 +1,93 @@
+//! Warming into a backing file: it outlasts a disk that is full or fails for a while, and says in the end what is in the file.
+
+use std::fs;
+use std::path::Path;
+
+use nix::mount::MsFlags;
+
+use super::{Ground, ThinDisk, mount_fs, present, wait_until};
+use crate::mount::mount_with;
+use crate::support::mounted::Mounted;
+use crate::support::run::command;
+
+/// Mounts with a backing file that is warmed. What is said before the mount goes into the background is in the log as well.
+fn warm(ground: &Ground, mountpoint: &Path, backing: &Path, log: &Path) -> Mounted {
+    let option = format!("backing={},cache-keep-free=0,warm=all,log={}", backing.display(), log.display());
+    let script = format!("exec \"$0\" \"$@\" 2>>{}", log.display());
+    let mut mount = command("sh", ["-c", &script, env!("CARGO_BIN_EXE_caifs"), "mount", "-v", "-o", &option, "-s"]);
+    mount.arg(&ground.store).arg(&ground.index).arg(mountpoint);
+    Mounted::by_command(&mut mount, mountpoint).unwrap()
+}
+
+fn has_logged(log: &Path, what: &str) -> bool {
+    fs::read_to_string(log).is_ok_and(|text| text.contains(what))
+}
+
+/// What a warming says at its end, and of how many chunks how many are in the file then.
+#[track_caller]
+fn end_of_warming(log: &Path) -> (String, u64, u64) {
+    const KEPT: &str = " chunks are in its backing file";
+    let line = || fs::read_to_string(log).ok()?.lines().find(|line| line.ends_with(KEPT)).map(str::to_owned);
+    wait_until("the warming ends", || line().is_some());
+    let line = line().unwrap();
+    let counts = line.strip_suffix(KEPT).unwrap().rsplit_once("; ").unwrap().1;
+    let (n_present, n_chunks) = counts.split_once(" of ").unwrap();
+    let (n_present, n_chunks) = (n_present.parse().unwrap(), n_chunks.parse().unwrap());
+    (line, n_present, n_chunks)
+}
+
+#[test]
+fn a_warming_waits_for_room_on_a_full_disk() {
+    let Some(ground) = Ground::new(12_000_000) else { return };
+    let Some(disk) = mount_fs(&ground, "small", "tmpfs", "size=4m") else { return };
+    let (backing, log) = (disk.join("backing"), ground.scratch.join("log"));
+    let mounted = warm(&ground, &ground.mountpoint, &backing, &log);
+    wait_until("the disk is full", || has_logged(&log, "nothing is added until it works again"));
+    assert_ne!(present(&ground.image()), "100");
+    nix::mount::mount(Some("tmpfs"), &disk, None::<&str>, MsFlags::MS_REMOUNT, Some("size=64m")).unwrap();
+    let (line, n_present, n_chunks) = end_of_warming(&log);
+    assert!(n_present == n_chunks && n_chunks > 100, "{line}");
+    wait_until("it is complete", || present(&ground.image()) == "100");
+    assert!(mounted.end());
+    assert!(fs::read(&backing).unwrap() == ground.content, "the backing file has other bytes");
+}
+
+#[test]
+fn a_warming_brings_to_the_disk_what_a_flush_could_not() {
+    let Some(ground) = Ground::new(12_000_000) else { return };
+    let Some(disk) = ThinDisk::new(&ground) else { return };
+    let (backing, log) = (disk.path.join("backing"), ground.scratch.join("log"));
+    // The names of the new files are on the disk before it is full.
+    let option = format!("backing={}", backing.display());
+    assert!(mount_with(&ground.index, Some(&ground.store), &ground.mountpoint, &["-o", &option]).unwrap().end());
+    nix::unistd::syncfs(fs::File::open(&disk.path).unwrap()).unwrap();
+    disk.set_full(true);
+    let mounted = warm(&ground, &ground.mountpoint, &backing, &log);
+    wait_until("the flush fails", || has_logged(&log, "what was written since the last flush is fetched again"));
+    disk.set_full(false);
+    let (line, n_present, n_chunks) = end_of_warming(&log);
+    assert!(n_present == n_chunks && n_chunks > 100, "{line}");
+    wait_until("it is complete", || present(&ground.image()) == "100");
+    assert!(mounted.end());
+    // What only memory had is gone now.
+    nix::mount::umount(&disk.path).unwrap();
+    assert!(disk.mount());
+    assert!(fs::read(&backing).unwrap() == ground.content, "the complete file has other bytes on the disk");
+    nix::mount::umount(&disk.path).unwrap();
+}
+
+#[test]
+fn a_warming_that_cannot_fill_the_file_says_so_and_how_much_is_in_it() {
+    let Some(ground) = Ground::new(3_000_000) else { return };
+    let (other, log) = (ground.scratch.dir("other"), ground.scratch.join("log"));
+    let first = ground.mount("");
+    let second = warm(&ground, &other, &ground.backing(), &log);
+    let (line, n_present, n_chunks) = end_of_warming(&log);
+    assert_eq!(n_present, 0, "{line}");
+    let why = "the backing file takes nothing (its disk is full or fails, or another mount fills it); the rest is not fetched";
+    assert!(
+        line.contains(&format!("warmed, but {n_chunks} chunks could not be had, the first one: {why}; ")),
+        "{line}"
+    );
+    assert!(second.end() && first.end());
+}
