@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use nix::mount::MsFlags;
 
 use crate::mount::{can_mount, mount_with};
+use crate::mount_service::{run_with_open_fuse, users_may_open_fuse};
 use crate::support::blob::Xorshift;
 use crate::support::mounted::{Mounted, unmount};
 use crate::support::peers::{missing, peer};
@@ -533,8 +534,19 @@ fn where_the_kernel_cannot_read_the_file_itself_we_do() {
         drop(file);
         assert!(mounted.end());
     }
-    // An ordinary user.
+}
+
+#[test]
+fn an_ordinary_user_has_a_backing_file_that_we_read() {
     let (Some(setpriv), Some(_)) = (peer("setpriv"), peer("fusermount3")) else { return };
+    if !can_mount() {
+        return;
+    }
+    if !users_may_open_fuse() {
+        run_with_open_fuse("backing::an_ordinary_user_has_a_backing_file_that_we_read");
+        return;
+    }
+    let Some(ground) = Ground::new(2_000_000) else { return };
     let home = tempfile::tempdir_in("/tmp").unwrap();
     fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
     std::os::unix::fs::chown(home.path(), Some(65534), Some(65534)).unwrap();

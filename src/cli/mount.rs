@@ -102,8 +102,7 @@ pub(super) fn mount(
             ..Service::default()
         },
     };
-    let settings =
-        fuse::Settings { io_timeout: options.config.io_timeout, passthrough: options.config.keep.passthrough };
+    let (io_timeout, passthrough) = (options.config.io_timeout, options.config.keep.passthrough);
     // Opened first, then served: what the second finds here, the first has put there.
     let opened: Mutex<Option<(Arc<Live>, Beside)>> = Mutex::new(None);
     let open = |runtime: &Runtime, on_file: bool| -> Result<_, BoxError> {
@@ -122,6 +121,8 @@ pub(super) fn mount(
     let serve = |served: Served| {
         let Served { volume, fd, runtime, handover, confinement, .. } = served;
         let at = MountedAt::find(&fd, &request.mountpoint);
+        let opens_device = confined(&confinement, Role::Session, fuse::can_open_device);
+        let settings = fuse::Settings { io_timeout, passthrough, opens_device };
         let session = fuse::serve(volume, fd, settings, runtime.clone(), Arc::clone(&report), &handover)
             .map_err(MountError::Serve)?;
         let opened = opened.lock().unwrap_or_else(PoisonError::into_inner).take();

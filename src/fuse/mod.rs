@@ -44,6 +44,9 @@ pub struct Settings {
     pub io_timeout: Duration,
     /// Whether the kernel may read complete local copies itself; `None` means: if it can.
     pub passthrough: Option<bool>,
+    /// Whether the threads that take requests may open the device again ([`can_open_device`], asked on such a thread), so that each has a
+    /// descriptor of its own.
+    pub opens_device: bool,
 }
 
 /// A mounted volume, ready to be served.
@@ -80,14 +83,14 @@ pub fn serve(
     let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut config = fuser::Config::default();
     config.n_threads = Some(n_cores.clamp(*THREADS.start(), *THREADS.end()));
-    // Who has become another user may not be allowed to open the device again.
-    config.clone_fd = handover.may_clone() && can_open_device();
+    config.clone_fd = handover.may_clone() && settings.opens_device;
     // Who may use the mount is the kernel's to decide, from the mount options; fuser must not refuse root beside it.
     let session = handover.begin(fd, |fd| fuser::Session::from_fd(adapter, fd, fuser::SessionACL::All, config))?;
     Ok(Session { session, requests, volume })
 }
 
-fn can_open_device() -> bool {
+/// Whether the calling thread may open the device. One of a process that has become another user may not, where it is root's alone.
+pub fn can_open_device() -> bool {
     std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok()
 }
 
