@@ -14,6 +14,8 @@
 #
 # There is no umount helper: umount(8) unmounts caifs without one.
 set -eu
+# Whatever the caller's is: what is installed is for everybody.
+umask 022
 
 here=$(cd "$(dirname "$0")" && pwd)
 PREFIX=${PREFIX:-/usr/local}

@@ -299,3 +299,37 @@ fn a_mount_takes_its_options_from_files_and_its_own_over_them() {
     let missing = run(&mut place.caifs(&["mount", "--config", "other.toml", "x.caibx", "mnt"])).fails();
     assert!(missing.error_line().contains(&shown(&place.scratch.join("none"))), "{}", missing.stderr);
 }
+
+#[test]
+fn what_is_for_root_only_is_left_out_for_others_and_what_is_for_everybody_is_warned_of() {
+    let place = Place::new();
+    let path = place.file("etc/caifs.toml", "[store]\nerror-retry = 9\nhttp-auth = \"geheimnis-4711\"\n");
+    let settings = |finished: Finished| {
+        let finished = finished.ok();
+        let line = finished.text().lines().find(|line| line.starts_with("error-retry")).map(str::to_owned);
+        (line.unwrap().contains("= 9"), finished.stderr)
+    };
+    assert_eq!(settings(run(&mut place.caifs(&["config"]))), (true, String::new()));
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    let (is_read, said) = settings(run(&mut place.caifs(&["config"])));
+    let shown = path.display();
+    let wanted = format!(
+        "{shown}:3: everybody can read the secret http-auth (chmod 600 {shown}, or {{ file = … }} instead of a text)"
+    );
+    assert!(is_read && said.lines().count() == 1 && said.contains(&wanted), "{said}");
+    assert!(!said.contains(SECRET));
+
+    let Some(setpriv) = peer("setpriv").filter(|_| nix::unistd::geteuid().is_root()) else { return };
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(&*place.scratch, fs::Permissions::from_mode(0o755)).unwrap();
+    // The program itself may lie where nobody else can go.
+    let program = place.scratch.join("caifs");
+    fs::copy(env!("CARGO_BIN_EXE_caifs"), &program).unwrap();
+    let mut by_another = setpriv.command();
+    by_another.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(&program);
+    assert_eq!(settings(run(&mut place.command(by_another, &["config"]))), (false, String::new()));
+    let mut named = setpriv.command();
+    named.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(&program).arg("--config").arg(&path);
+    let refused = run(&mut place.command(named, &["config"])).fails();
+    assert!(refused.error_line().contains("Permission denied"), "{}", refused.stderr);
+}

@@ -18,11 +18,11 @@ use caifs::pack::sink::Sink;
 use caifs::pack::tar::{TarOptions, tar_with_table};
 use caifs::report::Report;
 use caifs::store::location::FileLocation;
-use caifs::tree::table::Table;
 use caifs::tree::table::build::Pace;
 use caifs::tree::table::check::check;
 use caifs::tree::table::pack::TablePacker;
 use caifs::tree::table::writer::Writer;
+use caifs::tree::table::{Table, TreeShape};
 use caifs::tree::{TableState, Tree};
 use caifs::volume::open::{MemoryPlan, open_blob, open_tree, open_volume};
 use caifs::volume::table::{Made, make};
@@ -351,6 +351,16 @@ fn a_published_table_is_the_one_a_walk_makes_and_is_used_where_it_lies() {
         assert_same(&snapshot(&runtime, open.volume(), 100), &wanted);
         assert_eq!(open.n_gets(), n_gets);
 
+        // One of a version before, or to come, is as none.
+        let bytes = fs::read(&published).unwrap();
+        let mut other = bytes.clone();
+        let tail_at = other.len() - TAIL_BYTES;
+        [7, tail_at + 7].iter().for_each(|&at| other[at] = b'2');
+        assert_ne!(other, bytes);
+        fs::write(&published, other).unwrap();
+        assert!(!Open::new(&runtime, spec, SourceConfig::default(), |_| ()).is_in_use());
+        fs::write(&published, bytes).unwrap();
+
         if spec == &index {
             let digest = Digest::Sha256.id(&fs::read(spec).unwrap()).0;
             let proven = Open::new(&runtime, spec, SourceConfig::default(), |config| {
@@ -373,6 +383,26 @@ fn a_published_table_is_the_one_a_walk_makes_and_is_used_where_it_lies() {
     }
     let refused = run(caifs().args(["tar", "--metadata-table", "-"]).arg(&source)).fails();
     assert!(refused.error_line().contains("needs a name"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_table_says_how_files_lie_in_directories_whoever_made_it() {
+    let scratch = Scratch::new();
+    let source = scratch.dir("source");
+    for (name, n_files) in [("large", 250), ("larger", 300), ("fitting", 200), ("empty", 0)] {
+        fs::create_dir(source.join(name)).unwrap();
+        // In another order than the archive's.
+        (0..n_files).for_each(|number| drop(File::create(source.join(name).join(format!("{}", n_files - number)))));
+    }
+    let (store, index) = (scratch.join("default.castr"), scratch.join("t.caidx"));
+    run(caifs().args(["tar", "--metadata-table", "-i", "-s"]).arg(&store).arg(&index).arg(&source)).ok();
+    let published = scratch.join("t.caidx.table");
+    let shape = TreeShape { n_nodes: 1 + 4 + 750, n_directories: 5, n_late: 150 };
+    assert_eq!(Table::open(File::open(&published).unwrap(), 0).unwrap().shape(), shape);
+    fs::remove_file(published).unwrap();
+    let cache = scratch.join("cache");
+    drop(make_table(&Runtime::new().unwrap(), &index, &cache));
+    assert_eq!(Table::open(File::open(table_in(&cache)).unwrap(), 0).unwrap().shape(), shape);
 }
 
 #[test]

@@ -2,10 +2,12 @@
 //!
 //! A flag is the mount option of the same name, so that one table knows what a value may be.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::unistd::{User, geteuid};
 
 use super::store_flags::{AccessFlags, Given, StoreFlags, TrustFlags};
 use crate::config::store_options::place_of;
@@ -17,10 +19,19 @@ use crate::volume::trust;
 
 /// What files and the environment say, checked.
 pub fn load(config_file: Option<&Path>) -> Result<Configuration> {
-    let configuration = config::load(config_file, &|name| std::env::var_os(name))?;
+    let configuration = config::load(config_file, &variable)?;
     // All of it, also by verbs that do not mount: a mistake is to be found where it is made.
     mount_defaults(&configuration)?;
     Ok(configuration)
+}
+
+/// A variable of the environment. Services and mount(8) may have no `HOME`: then it is the one of the user that this process is.
+fn variable(name: &str) -> Option<OsString> {
+    let value = std::env::var_os(name).filter(|value| !value.is_empty());
+    match (name, value) {
+        ("HOME", None) => User::from_uid(geteuid()).ok().flatten().map(|user| user.dir.into()),
+        (_, value) => value,
+    }
 }
 
 /// The settings of a mount as files say them, before its own options.

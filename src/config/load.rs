@@ -1,11 +1,17 @@
 //! From files and environment to settings: which files there are, and in which order they count.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::unistd::geteuid;
+
 use super::environment::{self, Lookup};
-use super::stores::Section;
+use super::secret::SecretSource;
+use super::store_options::STORE_OPTIONS;
+use super::stores::{Entry, Section};
 use super::toml_file::FileContent;
+use super::value::Value;
 use super::{ConfigError, MountEntry, Origin, StoreSettings, desync_file, read, toml_file};
 
 /// Where the machine's configuration is.
@@ -55,7 +61,7 @@ impl Loader<'_> {
         let system = environment::set(lookup, "CAIFS_CONFIG_DIR").map_or(SYSTEM_DIR.into(), PathBuf::from);
         self.file_if_there(&system.join("caifs.toml"))?;
         for path in toml_files(&system.join("conf.d"))? {
-            self.file(&path)?;
+            self.file_if_there(&path)?;
         }
         let user = environment::set(lookup, "XDG_CONFIG_HOME").map(PathBuf::from);
         // A relative one is not valid, says its standard.
@@ -68,10 +74,14 @@ impl Loader<'_> {
 
     fn file_if_there(&mut self, path: &Path) -> Result<(), ConfigError> {
         // A directory of another user that may not be looked into has nothing for us, as if it were not there.
-        match path.try_exists() {
-            Ok(true) => self.file(path),
-            Ok(false) | Err(_) => Ok(()),
+        if !path.try_exists().unwrap_or(false) {
+            return Ok(());
         }
+        if is_closed_to_us(path) {
+            tracing::debug!("configuration in {} is not for this user", path.display());
+            return Ok(());
+        }
+        self.file(path)
     }
 
     fn file(&mut self, path: &Path) -> Result<(), ConfigError> {
@@ -90,11 +100,35 @@ impl Loader<'_> {
             false => toml_file::parse(&text, &path, self.home)?,
         };
         tracing::debug!("configuration read from {}", path.display());
+        if let Some((option, line)) = open_secret(&path, &content.sections) {
+            let path = path.display();
+            let or_elsewhere = if is_json { "" } else { ", or { file = … } instead of a text" };
+            tracing::warn!("{path}:{line}: everybody can read the secret {option} (chmod 600 {path}{or_elsewhere})");
+        }
         self.configuration.mount.extend(content.mount);
         self.configuration.files.push(path.to_path_buf());
         self.sections.extend(content.sections);
         Ok(())
     }
+}
+
+/// Whether a file is kept from this user, as one with the machine's passwords is from all but root.
+fn is_closed_to_us(path: &Path) -> bool {
+    let refused = |error: std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
+    !geteuid().is_root() && std::fs::File::open(path).is_err_and(refused)
+}
+
+/// The first secret that stands in a file which everybody can read, and its line.
+fn open_secret(path: &Path, sections: &[Section]) -> Option<(&'static str, usize)> {
+    let is_open = std::fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o004 != 0);
+    let entries = sections.iter().filter(|_| is_open).flat_map(|section| &section.entries);
+    let secrets = entries.filter_map(|(place, Entry { value, origin })| match (value, origin) {
+        (Value::Secret(secret), Origin::File { line, .. }) if matches!(secret.source(), SecretSource::Text(_)) => {
+            Some((STORE_OPTIONS.get(*place)?.name, line.unwrap_or(1)))
+        }
+        _ => None,
+    });
+    secrets.min_by_key(|(_, line)| *line)
 }
 
 /// The `.toml` files of a directory by name; none when it is not there.
@@ -120,6 +154,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
     use std::ffi::OsString;
+    use std::os::unix::fs::PermissionsExt;
 
     struct Home {
         dir: tempfile::TempDir,
@@ -197,6 +232,20 @@ mod tests {
         assert_eq!(s3("s3+http://h/b").session_token, None, "it belongs to other keys");
         assert_eq!(s3("s3+http://h/b").region.as_deref(), Some("file"));
         assert_eq!(s3("s3+http://h/c").region.as_deref(), Some("env"));
+    }
+
+    #[test]
+    fn a_secret_that_everybody_can_read_is_found() {
+        let home = Home::new();
+        let text = "[store]\nerror-retry = 4\n\n[[stores]]\nlocation = \"http://h/*\"\nhttp-auth = \"secret\"\n";
+        let path = home.file("a.toml", text);
+        let found = |text: &str, mode| {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            open_secret(&path, &toml_file::parse(text, &path, None).unwrap().sections)
+        };
+        assert_eq!(found(text, 0o644), Some(("http-auth", 6)));
+        assert_eq!(found(text, 0o640), None);
+        assert_eq!(found(&text.replace("\"secret\"", "{ file = \"/f\" }"), 0o644), None);
     }
 
     #[test]

@@ -19,13 +19,16 @@
 use crate::format::catar::node::{MODE_DIRECTORY, MODE_TYPE};
 
 /// First bytes of a table, and of its tail; the digit is the version of the format.
-pub const MAGIC: &[u8; 8] = b"caifs-m2";
+pub const MAGIC: &[u8; 8] = b"caifs-m3";
 
 /// Bytes of content in a block. Smaller ones compress worse; larger ones make a look-up read more.
 pub const BLOCK_BYTES: usize = 32 << 10;
 
 /// Bytes at the end of a table that tell the rest.
 pub const TAIL_BYTES: usize = 128;
+
+/// Names of a directory that are not late ones ([`Tail::n_late`]).
+pub const PROMPT_NAMES: u32 = 200;
 
 /// Offsets in the content have so many bits.
 const PLACE_BITS: u32 = 48;
@@ -91,6 +94,8 @@ pub struct Tail {
     pub n_nodes: u64,
     /// How many of them are directories.
     pub n_directories: u64,
+    /// How many of them come behind the first [`PROMPT_NAMES`] of their directory: what large directories have.
+    pub n_late: u64,
     /// Where the root's record is, in the content.
     pub root_at: u64,
     /// Where the first [`BlockRef`] is, in the file.
@@ -122,6 +127,7 @@ impl Tail {
         put(&mut bytes, 88, &self.root_at.to_le_bytes());
         put(&mut bytes, 96, &self.refs_at.to_le_bytes());
         put(&mut bytes, 104, &self.n_directories.to_le_bytes());
+        put(&mut bytes, 112, &self.n_late.to_le_bytes());
         let sum = checksum(&bytes[..TAIL_BYTES - 8]);
         put(&mut bytes, TAIL_BYTES - 8, &sum.to_le_bytes());
         bytes
@@ -159,7 +165,11 @@ impl Tail {
             root_at: u64_at(bytes, 88),
             refs_at: u64_at(bytes, 96),
             n_directories: u64_at(bytes, 104),
+            n_late: u64_at(bytes, 112),
         };
+        if tail.n_directories > tail.n_nodes || tail.n_late > tail.n_nodes {
+            return damaged("it has more directories or late names than files");
+        }
         if tail.content_bytes > MAX_CONTENT_BYTES || tail.root_at >= tail.content_bytes {
             return damaged("its content is too long or lacks the root");
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::table::{KeptBlocks, Table, TableFault, is_same_root};
+use super::table::{KeptBlocks, Table, TableFault, TreeShape, is_same_root};
 use super::{Content, Node, Tree, TreeError, ino_of};
 use crate::format::catar::{ElementHeader, Kind};
 
@@ -121,9 +121,9 @@ impl Tree {
         self.table().is_some()
     }
 
-    /// How many files a directory has, on average. `None` when that is unknown.
-    pub fn mean_children(&self) -> Option<u64> {
-        self.table().and_then(|in_use| in_use.table.n_nodes().checked_div(in_use.table.n_directories()))
+    /// How files lie in directories. `None` when that is unknown.
+    pub fn shape(&self) -> Option<TreeShape> {
+        self.table().map(|in_use| in_use.table.shape())
     }
 
     /// Says how far a table is that is not in use yet.

@@ -46,6 +46,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 pub use crate::tree::ROOT_INO;
+pub use crate::tree::table::TreeShape;
 
 /// Extended attributes that say what a file is made of; the names after this prefix are in README.md.
 const OWN_XATTR_PREFIX: &[u8] = b"user.caifs.";
@@ -182,8 +183,8 @@ pub trait Volume: Debug + Send + Sync {
         false
     }
 
-    /// How many files a directory has, on average. `None` when that is unknown.
-    fn mean_children(&self) -> Option<u64> {
+    /// How files lie in directories. `None` when that is unknown.
+    fn shape(&self) -> Option<TreeShape> {
         None
     }
 

@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use super::{
-    Answer, Attr, DirEntry, EioSite, FileKind, Listing, ROOT_INO, Show, Volume, VolumeError, VolumeStat, own_xattr,
+    Answer, Attr, DirEntry, EioSite, FileKind, Listing, ROOT_INO, Show, TreeShape, Volume, VolumeError, VolumeStat,
+    own_xattr,
 };
 use crate::blob::BlobError;
 use crate::cache::GetError;
@@ -155,8 +156,8 @@ impl Volume for TreeVolume {
         self.shared.tree.has_table()
     }
 
-    fn mean_children(&self) -> Option<u64> {
-        self.shared.tree.mean_children()
+    fn shape(&self) -> Option<TreeShape> {
+        self.shared.tree.shape()
     }
 
     fn root_kind(&self) -> FileKind {

@@ -155,6 +155,14 @@ fn without_home_path_and_input_a_mount_works() {
     world.link_helpers();
     let content = world.content("srv", "x");
     let mountpoint = world.mountpoint("a");
+    // Then it is the one of the user.
+    let home = world.path("home");
+    fs::create_dir_all(home.join(".config/caifs")).unwrap();
+    fs::write(home.join(".config/caifs/caifs.toml"), "[mount]\nmemory = \"77M\"\n").unwrap();
+    let users = fs::read_to_string("/etc/passwd").unwrap();
+    let users_here = world.path("passwd");
+    fs::write(&users_here, users.replacen(":/root:", &format!(":{}:", home.display()), 1)).unwrap();
+    mount(&["--bind", users_here.to_str().unwrap(), "/etc/passwd"]).ok();
     let mut command = Command::new("/usr/bin/mount");
     command.env_clear().args(["-n", "-t", "caifs"]).arg(&content.index).arg(&mountpoint);
     run(&mut command).ok();
@@ -163,6 +171,8 @@ fn without_home_path_and_input_a_mount_works() {
     for fd in [0, 1, 2] {
         assert_eq!(fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap(), Path::new("/dev/null"));
     }
+    let status = run(Command::new("/run/world/caifs").args(["status", "--json"]).arg(&mountpoint)).ok().text();
+    assert!(status.contains("77M"), "{status}");
     umount(&mountpoint);
     until(|| daemons().is_empty());
 }

@@ -50,8 +50,14 @@ fn a_package_has_everything_in_its_place_and_nothing_stays() {
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     let package = scratch.dir("pack age");
     let install = |what: &str, prefix: &str| {
-        let mut command = command("sh", [shipped("install.sh")]);
-        command.arg(what).env("DESTDIR", &package).env("CAIFS", &program).env("PREFIX", prefix);
+        // As root works where nothing is to be seen by others.
+        let mut command = command("sh", ["-c", r#"umask 077; exec sh "$@""#, "sh"]);
+        command
+            .arg(shipped("install.sh"))
+            .arg(what)
+            .env("DESTDIR", &package)
+            .env("CAIFS", &program)
+            .env("PREFIX", prefix);
         run(&mut command)
     };
     for (prefix, unit) in [
@@ -67,6 +73,11 @@ fn a_package_has_everything_in_its_place_and_nothing_stays() {
             assert_eq!(installed.get(link), Some(&Some(PathBuf::from(&bin))), "{link}: {installed:?}");
         }
         assert_eq!(fs::metadata(package.join(&bin[1..])).unwrap().permissions().mode() & 0o777, 0o755);
+        for (name, _) in installed.iter().filter(|(_, target)| target.is_none()) {
+            let path = package.join(name);
+            let modes = [&*path, path.parent().unwrap()].map(|path| fs::metadata(path).unwrap().permissions().mode());
+            assert!(modes[0] & 0o004 != 0 && modes[1] & 0o005 == 0o005, "{name} is for everybody: {modes:?}");
+        }
         let unit = package.join(unit).join("caifs@.service");
         let text = fs::read_to_string(&unit).unwrap();
         assert!(text.contains(&format!("\nExecStart={bin} mount ")) && text.contains(&format!("\nExecReload={bin} ")));

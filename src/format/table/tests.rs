@@ -12,7 +12,8 @@ fn sum(bytes: &[u8]) -> u64 {
 fn tail() -> Tail {
     let kind = BindingKind::Plain { mtime_s: -5, mtime_nsec: 999 };
     let binding = Binding { archive_bytes: 1 << 41, kind, digest: [7; 32] };
-    Tail { binding, content_bytes: 3 * BLOCK_BYTES as u64 + 1, n_nodes: 5, n_directories: 2, root_at: 8, refs_at: 4000 }
+    let content_bytes = 3 * BLOCK_BYTES as u64 + 1;
+    Tail { binding, content_bytes, n_nodes: 5, n_directories: 2, n_late: 1, root_at: 8, refs_at: 4000 }
 }
 
 #[test]
@@ -29,8 +30,11 @@ fn a_tail_comes_back_and_a_changed_or_cut_one_does_not() {
             assert!(Tail::parse(&wrong, file_bytes, sum).is_err(), "byte {at}");
         }
     }
-    let wrong = Tail { root_at: u64::MAX, ..tail() };
-    assert!(Tail::parse(&wrong.to_bytes(sum), file_bytes, sum).is_err());
+    for wrong in
+        [Tail { root_at: u64::MAX, ..tail() }, Tail { n_directories: 6, ..tail() }, Tail { n_late: 6, ..tail() }]
+    {
+        assert!(Tail::parse(&wrong.to_bytes(sum), file_bytes, sum).is_err());
+    }
     assert_eq!((tail().n_blocks(), tail().block_bytes(3), tail().block_bytes(u64::MAX)), (4, 1, 0));
 }
 

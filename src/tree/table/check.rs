@@ -9,9 +9,9 @@ use std::cmp::Ordering;
 use super::super::{Content, MAX_DEPTH};
 use super::blocks::{Fault, Wait};
 use super::view::{Found, View};
-use super::{Table, TableFault};
+use super::{Table, TableFault, TreeShape};
 use crate::format::catar::name_hash;
-use crate::format::table::{Children, NameRef};
+use crate::format::table::{Children, NameRef, PROMPT_NAMES};
 
 /// Checks a table. Blocks for as long as that takes: some seconds for a million files.
 ///
@@ -20,7 +20,7 @@ use crate::format::table::{Children, NameRef};
 pub fn check(table: &Table) -> Result<(), TableFault> {
     let mut view = table.view(Wait::Allowed);
     let root = view.root()?;
-    let (mut n_nodes, mut n_directories) = (1u64, 1u64);
+    let (mut n_nodes, mut n_directories, mut n_late) = (1u64, 1u64, 0u64);
     let mut levels = match view.children(&root)? {
         Some(children) => vec![Level::new(root, children)],
         None => return Err(TableFault("its root is not a directory".to_owned())),
@@ -33,6 +33,7 @@ pub fn check(table: &Table) -> Result<(), TableFault> {
             continue;
         };
         n_nodes += 1;
+        n_late += u64::from(found.record.idx >= PROMPT_NAMES);
         if n_nodes > table.n_nodes() {
             return Err(TableFault("it has more files than it says".to_owned()));
         }
@@ -44,9 +45,9 @@ pub fn check(table: &Table) -> Result<(), TableFault> {
             }
         }
     }
-    match (n_nodes, n_directories) == (table.n_nodes(), table.n_directories()) {
+    match (TreeShape { n_nodes, n_directories, n_late }) == table.shape() {
         true => Ok(()),
-        false => Err(TableFault("it has not as many files or directories as it says".to_owned())),
+        false => Err(TableFault("it has not as many files, directories or late names as it says".to_owned())),
     }
 }
 

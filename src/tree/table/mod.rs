@@ -42,6 +42,17 @@ impl From<Fault> for TableFault {
     }
 }
 
+/// How the files of a tree lie in its directories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TreeShape {
+    /// Files of all types, the root among them.
+    pub n_nodes: u64,
+    /// How many of them are directories.
+    pub n_directories: u64,
+    /// How many of them come behind the first [`PROMPT_NAMES`](crate::format::table::PROMPT_NAMES) of their directory.
+    pub n_late: u64,
+}
+
 /// An open table.
 #[derive(Debug, Clone)]
 pub struct Table {
@@ -76,9 +87,10 @@ impl Table {
         self.blocks.tail.n_nodes
     }
 
-    /// How many of them are directories.
-    pub fn n_directories(&self) -> u64 {
-        self.blocks.tail.n_directories
+    /// How they lie in directories.
+    pub fn shape(&self) -> TreeShape {
+        let Tail { n_nodes, n_directories, n_late, .. } = self.blocks.tail;
+        TreeShape { n_nodes, n_directories, n_late }
     }
 
     /// Of how many blocks its content is.

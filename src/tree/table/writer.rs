@@ -16,7 +16,7 @@ use super::blocks::{block_checksum, tail_checksum};
 use crate::chunk::codec;
 use crate::digest::Digest;
 use crate::format::table::{
-    BLOCK_BYTES, Binding, BlockRef, Children, Extra, MAGIC, MAX_CONTENT_BYTES, NameRef, Record, Tail,
+    BLOCK_BYTES, Binding, BlockRef, Children, Extra, MAGIC, MAX_CONTENT_BYTES, NameRef, PROMPT_NAMES, Record, Tail,
 };
 
 /// Written at once to the plain file, in bytes.
@@ -42,6 +42,7 @@ pub struct Writer {
     extras: HashMap<[u8; 32], u64>,
     n_nodes: u64,
     n_directories: u64,
+    n_late: u64,
 }
 
 impl Writer {
@@ -49,7 +50,7 @@ impl Writer {
     pub fn new(plain: File, room: Room) -> Self {
         // The first bytes are left free, so that no place is 0, which means "none".
         let pending = vec![0; 8];
-        Self { plain, room, pending, pending_at: 0, extras: HashMap::new(), n_nodes: 0, n_directories: 0 }
+        Self { plain, room, pending, pending_at: 0, extras: HashMap::new(), n_nodes: 0, n_directories: 0, n_late: 0 }
     }
 
     /// Files so far.
@@ -154,6 +155,7 @@ impl Writer {
         let extra_at = self.extra(node)?;
         self.n_nodes += 1;
         self.n_directories += u64::from(node.is_directory());
+        self.n_late += u64::from(idx >= PROMPT_NAMES);
         Ok(Record { entry_offset, mtime_ns, name_at, name_bytes, extra_at, mode, uid, gid, idx, n1, n2 })
     }
 
@@ -204,8 +206,8 @@ impl Writer {
         self.flush()?;
         let content_bytes = self.pending_at;
         let (mut at, mut refs) = (MAGIC.len() as u64, Vec::new());
-        let Self { n_nodes, n_directories, .. } = self;
-        let mut tail = Tail { binding, content_bytes, n_nodes, n_directories, root_at, refs_at: 0 };
+        let Self { n_nodes, n_directories, n_late, .. } = self;
+        let mut tail = Tail { binding, content_bytes, n_nodes, n_directories, n_late, root_at, refs_at: 0 };
         out.write_all(MAGIC)?;
         let mut block = vec![0; BLOCK_BYTES];
         for block_idx in 0..tail.n_blocks() {
