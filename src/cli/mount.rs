@@ -99,7 +99,6 @@ pub(super) fn mount(
             plan: SandboxPlan { read: certificates(), ..SandboxPlan::default() },
             manager,
             descriptors: Arc::new(Mutex::new(descriptors)),
-            ..Service::default()
         },
     };
     let (io_timeout, passthrough) = (options.config.io_timeout, options.config.keep.passthrough);
