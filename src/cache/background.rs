@@ -442,6 +442,11 @@ mod tests {
         assert!(cache.peek(&wants[0]).is_some());
         assert!(cache.for_purpose(Purpose::Ahead).get_each(digest, &wants).await.iter().all(Result::is_ok));
         assert!(cache.peek(&wants[19]).is_some());
-        assert_eq!((cache.report().n_ahead.get(), cache.report().background_chunks.get()), (19, 0));
+        assert_eq!(cache.report().n_ahead.get(), 19);
+        // A fetch ends a little after its answer.
+        while cache.report().background_chunks.get() > 0 {
+            std::thread::sleep(Duration::from_millis(1));
+            tokio::task::yield_now().await;
+        }
     }
 }
