@@ -1,7 +1,7 @@
 //! System calls that no safe crate wraps, behind safe functions: the only room with unsafe code.
 //!
 //! * [`MappedFile`]: a file in memory that stays readable when somebody truncates it.
-//! * [`fork`]: split the process, refused when threads exist.
+//! * [`fork`]: split the process, refused when threads exist. [`watch_process`]: know when another one has ended.
 //! * [`catch_signals`]: signals as bytes of a stream; [`give_memory_back`]: what was freed, to the system; [`limit_heaps`]
 //!   bounds what is freed and kept.
 //! * [`receive_fd`], [`inherited_fd`], [`read_at_nowait`]: a descriptor from a socket, one left open by whoever started us; a read
@@ -23,5 +23,5 @@ mod terminal;
 pub use file::{inherited_fd, read_at_nowait, receive_fd};
 pub use mapped::MappedFile;
 pub use password::read_password;
-pub use process::{Forked, catch_signals, fork, give_memory_back, limit_heaps};
+pub use process::{Forked, catch_signals, fork, give_memory_back, limit_heaps, watch_process};
 pub use terminal::{KeyMode, terminal_size};

@@ -1,12 +1,28 @@
 //! `caifs umount`.
 
+use std::time::Duration;
+
 use anyhow::Result;
 
 use super::args::UmountArgs;
-use crate::mount::detach::{How, unmount_path};
+use super::runtime_dir::runtime_dir;
+use crate::mount::control::Serving;
+use crate::mount::detach::{How, Unmounted, unmount_path};
+
+/// How long the process of a mount may take to write what it still has: a profile, the end of a backing file, a trace.
+const END_LIMIT: Duration = Duration::from_secs(30);
 
 pub fn run(args: &UmountArgs) -> Result<()> {
     let how = if args.lazy { How::Lazily } else { How::WhenIdle };
-    unmount_path(&args.mountpoint, how)?;
+    // Asked before: afterwards there is no way to it. What somebody still uses goes on, and is not waited for.
+    let serving = if args.lazy { None } else { Serving::of(&runtime_dir(), &args.mountpoint) };
+    let unmounted = unmount_path(&args.mountpoint, how)?;
+    if let (Unmounted::Gone, Some(Err(process))) = (unmounted, serving.map(|serving| serving.wait(END_LIMIT))) {
+        tracing::warn!(
+            "{} is unmounted, and its process ({process}) has not ended within {} s",
+            args.mountpoint.display(),
+            END_LIMIT.as_secs()
+        );
+    }
     Ok(())
 }

@@ -18,7 +18,7 @@ use super::table::{MountId, MountTable};
 use super::{FS_TYPE, MountError};
 
 /// Where the fusectl file system is mounted.
-const CONNECTIONS: &str = "/sys/fs/fuse/connections";
+pub(super) const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 
 /// What was aborted.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Processes: fork, and signals as bytes of a stream.
 
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -36,6 +36,21 @@ pub fn fork() -> io::Result<Forked> {
     match unsafe { nix::unistd::fork() }? {
         ForkResult::Parent { child } => Ok(Forked::Parent { child }),
         ForkResult::Child => Ok(Forked::Child),
+    }
+}
+
+/// A descriptor of a process, which is readable once it has ended (pidfd_open(2), since Linux 5.3). It stands for this process, also when
+/// its number is another's later.
+///
+/// # Errors
+/// `ESRCH` when there is no such process; `ENOSYS` from an older kernel.
+pub fn watch_process(process: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two numbers and touches no memory of ours.
+    let number = unsafe { libc::syscall(libc::SYS_pidfd_open, process.as_raw(), 0) };
+    match RawFd::try_from(number) {
+        // SAFETY: the kernel has just made it for us, and nobody else knows it.
+        Ok(number) if number >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(number) }),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -98,7 +113,9 @@ extern "C" fn write_signal(signal: libc::c_int) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use std::io::Read;
+    use std::os::fd::AsFd;
 
     #[test]
     fn fork_is_refused_in_a_process_with_threads() {
@@ -107,6 +124,18 @@ mod tests {
         assert_eq!(fork().unwrap_err().raw_os_error(), Some(libc::EDEADLK));
         drop(sender);
         let _ = other.join();
+    }
+
+    #[test]
+    fn the_end_of_a_watched_process_is_seen() {
+        let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let watched = watch_process(Pid::from_raw(child.id().cast_signed())).unwrap();
+        let has_ended = |wait: PollTimeout| poll(&mut [PollFd::new(watched.as_fd(), PollFlags::POLLIN)], wait) == Ok(1);
+        assert!(!has_ended(PollTimeout::ZERO));
+        drop(child.stdin.take());
+        assert!(has_ended(PollTimeout::from(10_000_u16)));
+        child.wait().unwrap();
+        assert_eq!(watch_process(Pid::from_raw(child.id().cast_signed())).unwrap_err().raw_os_error(), Some(libc::ESRCH));
     }
 
     #[test]

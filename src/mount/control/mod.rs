@@ -15,7 +15,7 @@ pub mod protocol;
 pub mod server;
 pub mod survey;
 
-pub use client::{ControlError, ask};
+pub use client::{ControlError, Serving, ask};
 pub use protocol::{Reply, Request};
 
 use std::ffi::OsString;
