@@ -135,7 +135,10 @@ mod tests {
         drop(child.stdin.take());
         assert!(has_ended(PollTimeout::from(10_000_u16)));
         child.wait().unwrap();
-        assert_eq!(watch_process(Pid::from_raw(child.id().cast_signed())).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+        assert_eq!(
+            watch_process(Pid::from_raw(child.id().cast_signed())).unwrap_err().raw_os_error(),
+            Some(libc::ESRCH)
+        );
     }
 
     #[test]
