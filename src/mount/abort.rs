@@ -18,7 +18,7 @@ use super::table::{MountId, MountTable};
 use super::{FS_TYPE, MountError};
 
 /// Where the fusectl file system is mounted.
-pub(super) const CONNECTIONS: &str = "/sys/fs/fuse/connections";
+const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 
 /// What was aborted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,9 +69,15 @@ pub fn abort(path: &Path) -> Result<Aborted, MountError> {
     Ok(aborted)
 }
 
+/// The directory of a mount's connection, by the minor number of its device, where fusectl is mounted; it is there until the mount is
+/// gone from every mount namespace.
+pub(super) fn connection(minor: u32) -> PathBuf {
+    Path::new(CONNECTIONS).join(minor.to_string())
+}
+
 /// Aborts the connection of a mount. One that is gone already is no error.
 fn abort_connection(id: MountId) -> io::Result<()> {
-    let file = Path::new(CONNECTIONS).join(id.minor.to_string()).join("abort");
+    let file = connection(id.minor).join("abort");
     let has_fusectl = || {
         let table = MountTable::read()?;
         Ok::<_, io::Error>(table.at(Path::new(CONNECTIONS)).is_some_and(|entry| entry.fs_type == "fusectl"))

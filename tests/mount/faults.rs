@@ -6,9 +6,13 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::support::blob::noise;
-use crate::support::mounted::is_mountpoint;
+use crate::support::is_root;
+use crate::support::mounted::{is_mountpoint, is_running};
 use crate::support::run::{caifs, run};
 use crate::support::scratch::Scratch;
 
@@ -120,7 +124,7 @@ fn a_busy_mount_is_detached_by_sigterm_and_served_until_its_last_file_is_closed(
     let busy = run(caifs().arg("umount").arg(&mountpoint)).fails();
     assert!(busy.error_line().contains("in use"), "{}", busy.stderr);
     for &pid in mounted.pids() {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).unwrap();
+        kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
     }
     let start = Instant::now();
     while is_mountpoint(&mountpoint) {
@@ -132,6 +136,41 @@ fn a_busy_mount_is_detached_by_sigterm_and_served_until_its_last_file_is_closed(
     assert!(last == content[999_000..]);
     drop(disk);
     assert!(mounted.end(), "the daemon goes on after the last file was closed");
+}
+
+#[test]
+fn umount_returns_when_the_process_has_ended_and_not_for_one_of_two_places() {
+    let content = noise(1_000_000);
+    let Some((scratch, index, store, mountpoint)) = image(&content) else { return };
+    let mounted = mount(&index, Some(&store), &mountpoint);
+    let pids: Vec<Pid> = mounted.pids().iter().copied().map(Pid::from_raw).collect();
+    let all = |signal| pids.iter().for_each(|&pid| kill(pid, signal).unwrap());
+
+    // Who serves the mount at another place goes on, and is not waited for.
+    let other = scratch.dir("other");
+    if is_root() {
+        nix::mount::mount(Some(&mountpoint), &other, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        let ended = run(caifs().arg("umount").arg(&other));
+        let is_left = nix::mount::umount2(&other, MntFlags::MNT_DETACH).is_ok();
+        ended.ok();
+        assert!(!is_left && is_mountpoint(&mountpoint));
+        assert!(pids.iter().all(|pid| is_running(pid.as_raw())));
+    }
+
+    // A process that cannot end is waited for.
+    all(Signal::SIGSTOP);
+    let mut waiting = caifs().arg("umount").arg(&mountpoint).spawn().unwrap();
+    let start = Instant::now();
+    while is_mountpoint(&mountpoint) {
+        assert!(start.elapsed() < Duration::from_secs(10), "still mounted");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let ended_early = waiting.try_wait().unwrap();
+    all(Signal::SIGCONT);
+    let status = waiting.wait().unwrap();
+    assert_eq!((ended_early, status.code()), (None, Some(0)));
+    assert!(pids.iter().all(|pid| !is_running(pid.as_raw())), "umount returned before the process had ended");
 }
 
 #[test]

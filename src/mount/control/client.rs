@@ -4,21 +4,16 @@
 //! sockets of mounts that are gone are removed; nothing is asked in a directory that somebody else can put a socket into.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::geteuid;
 
 use super::paths::{self, Device};
 use super::protocol::{Answer, Ask, MAX_REPLY_BYTES, Refusal, Reply, Request, Status, VERSION, to_line};
-use crate::mount::abort::CONNECTIONS;
 use crate::mount::table::{MountEntry, MountTable};
-use crate::sys;
 
 /// How long a service may take to show what there is to see. It waits for nothing itself.
 pub const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -164,7 +159,7 @@ fn sockets(runtime_dir: &Path) -> Vec<Device> {
 }
 
 impl Place {
-    fn of(entry: &MountEntry) -> Self {
+    pub(super) fn of(entry: &MountEntry) -> Self {
         let user = entry.super_options.split(',').find_map(|option| option.strip_prefix("user_id="));
         Self {
             device: (entry.id.major, entry.id.minor),
@@ -212,50 +207,6 @@ pub fn wrong_reply(runtime_dir: &Path, place: &Place) -> ControlError {
     ControlError::Socket { socket: runtime_dir.join(paths::socket_name(place.device)), error }
 }
 
-/// The process that serves a mount, as it is now, for [`Serving::wait`].
-#[derive(Debug)]
-pub struct Serving {
-    device: Device,
-    number: Pid,
-    process: OwnedFd,
-}
-
-impl Serving {
-    /// The process behind the mount at `mountpoint`; `None` when it has no control socket, is out of our sight, or cannot be watched.
-    pub fn of(runtime_dir: &Path, mountpoint: &Path) -> Option<Self> {
-        let table = MountTable::read().ok()?;
-        let place = Place::of(paths::find(&table, mountpoint).ok()??.0);
-        let (stream, _) = connect(runtime_dir, &place).ok()?;
-        // 0 is a process of another namespace of numbers.
-        let number = getsockopt(&stream, PeerCredentials).ok().map(|peer| Pid::from_raw(peer.pid()));
-        let number = number.filter(|number| number.as_raw() > 0 && *number != Pid::this())?;
-        Some(Self { device: place.device, number, process: sys::watch_process(number).ok()? })
-    }
-
-    /// Waits until it has ended after an unmount; not at all while it serves the mount at another place, or in another mount namespace as
-    /// far as fusectl tells.
-    ///
-    /// # Errors
-    /// It has not ended within `limit`: the process, in words.
-    pub fn wait(&self, limit: Duration) -> Result<(), String> {
-        let is_here = MountTable::read()
-            .is_ok_and(|table| table.entries().iter().any(|entry| (entry.id.major, entry.id.minor) == self.device));
-        if is_here || Path::new(CONNECTIONS).join(self.device.1.to_string()).exists() {
-            return Ok(());
-        }
-        let deadline = Instant::now() + limit;
-        loop {
-            let left =
-                PollTimeout::try_from(deadline.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(self.process.as_fd(), PollFlags::POLLIN)], left) {
-                Err(Errno::EINTR) => {}
-                Ok(0) | Err(_) => return Err(process_in_words(self.number.as_raw())),
-                Ok(_) => return Ok(()),
-            }
-        }
-    }
-}
-
 /// Asks the service of a mount.
 ///
 /// # Errors
@@ -282,7 +233,10 @@ pub fn ask_place(runtime_dir: &Path, place: &Place, request: &Request) -> Result
 }
 
 /// The way to the service of a mount, and the socket it leads through.
-fn connect(runtime_dir: &Path, place: &Place) -> Result<(UnixStream, PathBuf), ControlError> {
+///
+/// # Errors
+/// It has none, nobody listens, or somebody else does.
+pub(super) fn connect(runtime_dir: &Path, place: &Place) -> Result<(UnixStream, PathBuf), ControlError> {
     let name = paths::socket_name(place.device);
     let elsewhere = dir_of_user(runtime_dir, place, &name);
     let dir = elsewhere.as_deref().unwrap_or(runtime_dir);

@@ -2,12 +2,14 @@
 //!
 //! * [`paths`]: where sockets lie and which mount a path means. [`protocol`]: what goes over them.
 //! * [`server`] is the service's end, [`client`] the asker's: [`ask`] is all that others need.
+//! * [`Serving`] tells when the process of a mount that was unmounted has ended.
 //! * [`gather`] looks at everything, [`survey`] at what is on disk, [`metrics`] writes the numbers for Prometheus.
 //!
 //! Invariants: nobody here touches the mountpoint, so that nobody can hang with it; the service answers from threads of its own, which wait
 //! for no store; only the mount's own user and root are answered.
 
 pub mod client;
+mod ending;
 pub mod gather;
 pub mod metrics;
 pub mod paths;
@@ -15,7 +17,8 @@ pub mod protocol;
 pub mod server;
 pub mod survey;
 
-pub use client::{ControlError, Serving, ask};
+pub use client::{ControlError, ask};
+pub use ending::Serving;
 pub use protocol::{Reply, Request};
 
 use std::ffi::OsString;
