@@ -22,7 +22,7 @@ use crate::mount::control::MountedAt;
 use crate::mount::notify::Manager;
 use crate::mount::options::{MountOption, MountOptions, Unknown};
 use crate::mount::privileges::{Confinement, Role};
-use crate::mount::run::Served;
+use crate::mount::run::{Opening, Served};
 use crate::mount::sandbox::SandboxPlan;
 use crate::mount::service::Descriptors;
 use crate::mount::{BoxError, MountError, MountRequest, Place, Service, shown_source};
@@ -32,7 +32,8 @@ use crate::sys::limit_heaps;
 use crate::volume::Live;
 use crate::volume::background::Background;
 use crate::volume::backing::AUTO;
-use crate::volume::open::open_volume;
+use crate::volume::open::{OpenError, open_volume};
+use crate::volume::prove::prove;
 
 /// Heaps of a mount. Measured while a tree of two million files was gone through, with a budget of 256 MiB: 299 MiB resident with sixteen,
 /// 241 with four, 229 with two, and sequential reads as fast with four as with sixteen.
@@ -104,9 +105,15 @@ pub(super) fn mount(
     let (io_timeout, passthrough) = (options.config.io_timeout, options.config.keep.passthrough);
     // Opened first, then served: what the second finds here, the first has put there.
     let opened: Mutex<Option<(Arc<Live>, Beside)>> = Mutex::new(None);
-    let open = |runtime: &Runtime, on_file: bool| -> Result<_, BoxError> {
+    let open = |runtime: &Runtime, Opening { on_file, goes_on }: Opening| -> Result<_, BoxError> {
         let beside = Beside::open(&options.config.service, &report)?;
-        let opening = open_volume(&location, &options.config, on_file, &report);
+        let opening = async {
+            let volume = open_volume(&location, &options.config, on_file, &report).await?;
+            if !goes_on {
+                prove(&volume.live, request.ready_timeout).await?;
+            }
+            Ok::<_, OpenError>(volume)
+        };
         let volume = match request.place {
             // Who waits for a mount in the background looks at the clock himself.
             Place::Background => runtime.block_on(opening)?,
