@@ -27,8 +27,8 @@ use crate::mount::sandbox::SandboxPlan;
 use crate::mount::service::Descriptors;
 use crate::mount::{BoxError, MountError, MountRequest, Place, Service, shown_source};
 use crate::report::Report;
-use crate::store::location::{FileLocation, Location, split_group};
-use crate::sys::limit_heaps;
+use crate::store::location::{FileLocation, Location, split_group, without_secrets};
+use crate::sys::{limit_heaps, replace_in_arguments};
 use crate::volume::Live;
 use crate::volume::background::Background;
 use crate::volume::backing::AUTO;
@@ -44,6 +44,9 @@ const KEEP_LIMIT: Duration = Duration::from_secs(2);
 
 /// Exit code of mount(8) for wrong arguments.
 pub(super) const USAGE: u8 = 1;
+
+const SEEN_IN_ARGUMENTS: &str =
+    "a password among the options stays among the arguments of the process, where every user sees it";
 
 /// Where the environment says that certificates lie, as for OpenSSL.
 fn certificates() -> Vec<PathBuf> {
@@ -80,6 +83,7 @@ pub(super) fn mount(
         return remount::run(&args, shown_source(&options.source), options.options.kernel);
     }
     let Typed { location, source, options, again } = options;
+    hide_secrets(&args, &again);
     let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
     limit_heaps(n_cores.clamp(*HEAPS.start(), *HEAPS.end()) as u16);
     let report = Arc::new(Report::default());
@@ -172,6 +176,25 @@ pub(super) fn mount(
     let ended = crate::mount::mount(&request, open, serve);
     tracing::info!(?report, "ended");
     ended.map(drop)
+}
+
+/// Takes the secrets in what was typed out of the arguments, which everybody can read for as long as the mount lives.
+fn hide_secrets(args: &MountArgs, again: &Again) {
+    let typed = args.spec.to_str().into_iter().chain(again.values()).flat_map(split_group);
+    let mut secrets: Vec<(String, String)> =
+        typed.map(|text| (text.to_owned(), without_secrets(text))).filter(|(text, shown)| text != shown).collect();
+    if secrets.is_empty() {
+        return;
+    }
+    // One may be the beginning of another.
+    secrets.sort_by_key(|(text, _)| std::cmp::Reverse(text.len()));
+    secrets.dedup();
+    match replace_in_arguments(&secrets) {
+        Ok(0) => {}
+        // One with commas, in quotes of other kinds than ours.
+        Ok(_) => tracing::warn!("{SEEN_IN_ARGUMENTS}"),
+        Err(error) => tracing::warn!("{SEEN_IN_ARGUMENTS}: {error}"),
+    }
 }
 
 /// Waits until what was read last is in the cache, which happens after its reader has it; but not for a disk that hangs.

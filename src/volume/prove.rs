@@ -31,7 +31,8 @@ pub async fn prove(live: &Live, timeout: Duration) -> Result<(), OpenError> {
 }
 
 async fn first_bytes(part: &Part, limit: Duration) -> Result<(), OpenError> {
-    let fail = |why: String| OpenError::new(&part.location.to_string(), format!("its first bytes cannot be had: {why}"));
+    let fail =
+        |why: String| OpenError::new(&part.location.to_string(), format!("its first bytes cannot be had: {why}"));
     // For whoever comes soon: no reader has read anything yet.
     let blob = part.blob.for_purpose(Purpose::Ahead);
     match tokio::time::timeout(limit, blob.read_at(0, 1)).await {
