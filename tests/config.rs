@@ -301,8 +301,28 @@ fn a_mount_takes_its_options_from_files_and_its_own_over_them() {
 }
 
 #[test]
-fn what_is_for_root_only_is_left_out_for_others_and_what_is_for_everybody_is_warned_of() {
+fn paths_for_mounts_begin_where_their_file_lies_or_at_home() {
     let place = Place::new();
+    let paths = "cache = \"~/cache\"\nbacking = \"plain\"\nprofile = \"~/p\"\nrecord = \"../r\"\n";
+    let file = place.file("home/.config/caifs/caifs.toml", &format!("[mount]\n{paths}store = \"a|~/b|https://h/s\"\n"));
+    let (home, dir) = (shown(&place.scratch.join("home")), shown(file.parent().unwrap()));
+    for (name, wanted) in [
+        ("cache", format!("\"{home}/cache\"")),
+        ("backing", format!("\"{dir}/plain\"")),
+        ("profile", format!("\"{home}/p\"")),
+        ("record", format!("\"{dir}/../r\"")),
+        ("store", format!("[\"{dir}/a|{home}/b|https://h/s\"]")),
+    ] {
+        let line = place.line(&[], &[], name);
+        assert!(line.starts_with(&format!("{name} = {wanted} ")), "{line}");
+    }
+}
+
+#[test]
+fn what_is_for_root_only_is_left_out_for_others_and_what_is_for_everybody_is_warned_of() {
+    // The scratch directory may lie in a home that is closed to others.
+    let place = Place { scratch: Scratch::new_for_all() };
+    fs::set_permissions(&*place.scratch, fs::Permissions::from_mode(0o750)).unwrap();
     let path = place.file("etc/caifs.toml", "[store]\nerror-retry = 9\nhttp-auth = \"geheimnis-4711\"\n");
     let settings = |finished: Finished| {
         let finished = finished.ok();
@@ -311,6 +331,8 @@ fn what_is_for_root_only_is_left_out_for_others_and_what_is_for_everybody_is_war
     };
     assert_eq!(settings(run(&mut place.caifs(&["config"]))), (true, String::new()));
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(settings(run(&mut place.caifs(&["config"]))), (true, String::new()), "nobody else gets to it");
+    fs::set_permissions(&*place.scratch, fs::Permissions::from_mode(0o755)).unwrap();
     let (is_read, said) = settings(run(&mut place.caifs(&["config"])));
     let shown = path.display();
     let wanted = format!(
@@ -321,7 +343,6 @@ fn what_is_for_root_only_is_left_out_for_others_and_what_is_for_everybody_is_war
 
     let Some(setpriv) = peer("setpriv").filter(|_| nix::unistd::geteuid().is_root()) else { return };
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-    fs::set_permissions(&*place.scratch, fs::Permissions::from_mode(0o755)).unwrap();
     // The program itself may lie where nobody else can go.
     let program = place.scratch.join("caifs");
     fs::copy(env!("CARGO_BIN_EXE_caifs"), &program).unwrap();

@@ -256,7 +256,7 @@ fn a_mount_in_a_sandbox_reads_over_http_and_ssh_into_a_cache() {
         return;
     }
     let ground = Ground::new();
-    let cache = ground.scratch.join("cache");
+    let cache = ground.scratch.join("caches/cache");
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
     let confined = ["--cache", cache.to_str().unwrap(), "--sandbox=yes"];
     let n_kept = || fs::read_dir(&cache).unwrap().count();
@@ -264,6 +264,8 @@ fn a_mount_in_a_sandbox_reads_over_http_and_ssh_into_a_cache() {
     let mounted = ground.mount(&[&[format!("--store={}", server.url()).as_str()], &confined[..]].concat()).unwrap();
     assert!(contents(&ground.mnt) == contents(&ground.tree), "http");
     assert_eq!(mode(&cache), 0o700, "what was fetched is in it for everybody who can open it");
+    let ordinary = mode(&ground.scratch.dir("ordinary"));
+    assert_eq!(mode(cache.parent().unwrap()), ordinary, "others may have theirs beside it");
     assert!(mounted.end() && n_kept() > 2);
     let Some(sshd) = Sshd::start() else { return };
     fs::remove_dir_all(&cache).unwrap();
@@ -272,6 +274,29 @@ fn a_mount_in_a_sandbox_reads_over_http_and_ssh_into_a_cache() {
     let mounted = Mounted::by_command(sshd.with_ssh(&mut command), &ground.mnt).unwrap();
     assert!(contents(&ground.mnt) == contents(&ground.tree), "ssh");
     assert!(mounted.end() && n_kept() > 2);
+}
+
+#[test]
+fn a_password_among_the_options_is_not_among_the_arguments_of_the_process() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    let (server, _hold) = held_back(&ground.store);
+    let with_password = server.url().replace("http://", "http://user:geheim@");
+    let list = format!("noexec,store={with_password},memory=64M");
+    for args in [vec!["-o", &list], vec!["-o", "memory=64M", "--store", &with_password]] {
+        let mut command = ground.caifs();
+        command.arg("mount").arg(&ground.index).arg(&ground.mnt).args(&args);
+        let mounted = Mounted::by_command(&mut command, &ground.mnt).unwrap();
+        assert!(contents(&ground.mnt) == contents(&ground.tree));
+        for pid in mounted.pids() {
+            let seen = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+            let kept = ["user@", "memory=64M", ground.mnt.to_str().unwrap()];
+            assert!(!seen.contains("geheim") && kept.iter().all(|kept| seen.contains(kept)), "{seen:?}");
+        }
+        assert!(mounted.end());
+    }
 }
 
 #[test]

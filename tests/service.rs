@@ -125,6 +125,41 @@ fn a_service_restarted_under_load_goes_on_with_its_mount_and_readers_see_no_erro
 }
 
 #[test]
+fn a_restarted_service_goes_on_while_its_store_is_away() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    let blob: Vec<u8> = crate::support::blob::noise(3_000_000);
+    let (index, file) = (ground.scratch.join("x.caibx"), ground.scratch.file("blob", &blob));
+    run(ground.caifs().args(["make", "-s"]).arg(&ground.store).arg(&index).arg(file)).ok();
+    let (mut caifs, mnt) = (ground.caifs(), ground.mnt.clone());
+    caifs.args(["mount", "--foreground", "--mount-timeout=4s", "-s"]).arg(&ground.store).arg(&index).arg(&mnt);
+    let args: Vec<_> = caifs.get_args().map(ToOwned::to_owned).collect();
+    let envs: Vec<_> =
+        caifs.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))).collect();
+    let mut manager = Manager::new(&ground.scratch, move || {
+        let mut command = crate::support::run::caifs();
+        command.args(&args).envs(envs.iter().map(|(name, value)| (name, value)));
+        command
+    });
+    manager.start();
+    let held = File::open(mnt.join("x")).unwrap();
+    // The store is there and has nothing for the moment.
+    let away = ground.scratch.join("away");
+    fs::rename(&ground.store, &away).unwrap();
+    fs::create_dir(&ground.store).unwrap();
+    manager.end(Signal::SIGKILL);
+    manager.start();
+    fs::remove_dir(&ground.store).unwrap();
+    fs::rename(&away, &ground.store).unwrap();
+    let mut end = [0; 100];
+    held.read_exact_at(&mut end, blob.len() as u64 - 100).unwrap();
+    assert!(end == blob[blob.len() - 100..], "the file that was open is read by the next process");
+    assert!(manager.end(Signal::SIGTERM).success());
+}
+
+#[test]
 fn a_restarted_service_of_another_user_goes_on_as_well() {
     if !can_mount() {
         return;

@@ -105,13 +105,19 @@ struct Inner {
     report: Arc<Report>,
 }
 
-/// Makes the directory of a cache, with those above it, for this user alone: what is in it is not encrypted, and everybody who can open
-/// it reads whatever was fetched.
+/// Makes the directory of a cache, or of another copy of what was fetched, for this user alone: what is in it is not encrypted, and everybody
+/// who can open it reads it. Those above it are made as every directory is: others may lie in them, and other users' too.
 ///
 /// # Errors
 /// It cannot be made. One that is there stays as it is, and is no error.
 pub fn make_root(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        made => made,
+    }
 }
 
 /// What a look for a chunk found.

@@ -1,12 +1,12 @@
 //! Options of a mount as they were given, free of the directory they were given in: for a service that left it, and for one that is asked to
 //! change.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Result, anyhow};
 
 use super::args::MountArgs;
-use super::settings;
+use super::paths::placed;
 use crate::config::MountConfig;
 use crate::mount::options::{MountOption, MountOptions};
 use crate::mount::reload::Given;
@@ -30,19 +30,8 @@ pub fn own(given: &[Given]) -> Vec<Given> {
 /// An option with its path made absolute, if its value is one.
 fn absolute(name: &str, value: Option<String>) -> Result<Given> {
     let (Some(option), Some(value)) = (MountOption::find(name), &value) else { return Ok((name.to_owned(), value)) };
-    let as_path = || {
-        let path = std::path::absolute(Path::new(value))?;
-        path.into_os_string().into_string().map_err(|_| anyhow!("{name}: its path is not UTF-8"))
-    };
-    let value = match option.name {
-        "store" | "cache" => settings::absolute(value)?,
-        "store-file" | "config" | "client-cert" | "client-key" | "ca-cert" | "record" | "access-trace" => as_path()?,
-        "profile" if value != "no" && !value.contains("://") => as_path()?,
-        "backing" if value != "auto" => as_path()?,
-        // A key itself, or the file it stands in.
-        "verify-key" if Path::new(value).exists() => as_path()?,
-        _ => value.clone(),
-    };
+    // A home directory is the shell's affair where options are typed.
+    let value = placed(option.name, value, &std::env::current_dir()?, None)?;
     Ok((name.to_owned(), Some(value)))
 }
 
@@ -61,6 +50,11 @@ impl Again {
     pub fn new(args: &MountArgs) -> Result<Self> {
         let config_file = args.stores.access.config_file.as_ref().map(std::path::absolute).transpose()?;
         Ok(Self { given: own(&all(args)?), config_file })
+    }
+
+    /// The values that were typed.
+    pub fn values(&self) -> impl Iterator<Item = &str> {
+        self.given.iter().filter_map(|(_, value)| value.as_deref())
     }
 
     /// The settings now. An option among `over` stands in place of the same one as it was typed.

@@ -23,6 +23,7 @@ mod map;
 mod mount;
 mod option_flags;
 mod output;
+mod paths;
 mod places;
 mod profile;
 mod pull;

@@ -22,17 +22,18 @@ use crate::mount::control::MountedAt;
 use crate::mount::notify::Manager;
 use crate::mount::options::{MountOption, MountOptions, Unknown};
 use crate::mount::privileges::{Confinement, Role};
-use crate::mount::run::Served;
+use crate::mount::run::{Opening, Served};
 use crate::mount::sandbox::SandboxPlan;
 use crate::mount::service::Descriptors;
 use crate::mount::{BoxError, MountError, MountRequest, Place, Service, shown_source};
 use crate::report::Report;
-use crate::store::location::{FileLocation, Location, split_group};
-use crate::sys::limit_heaps;
+use crate::store::location::{FileLocation, Location, split_group, without_secrets};
+use crate::sys::{limit_heaps, replace_in_arguments};
 use crate::volume::Live;
 use crate::volume::background::Background;
 use crate::volume::backing::AUTO;
-use crate::volume::open::open_volume;
+use crate::volume::open::{OpenError, open_volume};
+use crate::volume::prove::prove;
 
 /// Heaps of a mount. Measured while a tree of two million files was gone through, with a budget of 256 MiB: 299 MiB resident with sixteen,
 /// 241 with four, 229 with two, and sequential reads as fast with four as with sixteen.
@@ -43,6 +44,9 @@ const KEEP_LIMIT: Duration = Duration::from_secs(2);
 
 /// Exit code of mount(8) for wrong arguments.
 pub(super) const USAGE: u8 = 1;
+
+const SEEN_IN_ARGUMENTS: &str =
+    "a password among the options stays among the arguments of the process, where every user sees it";
 
 /// Where the environment says that certificates lie, as for OpenSSL.
 fn certificates() -> Vec<PathBuf> {
@@ -79,6 +83,7 @@ pub(super) fn mount(
         return remount::run(&args, shown_source(&options.source), options.options.kernel);
     }
     let Typed { location, source, options, again } = options;
+    hide_secrets(&args, &again);
     let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
     limit_heaps(n_cores.clamp(*HEAPS.start(), *HEAPS.end()) as u16);
     let report = Arc::new(Report::default());
@@ -104,9 +109,15 @@ pub(super) fn mount(
     let (io_timeout, passthrough) = (options.config.io_timeout, options.config.keep.passthrough);
     // Opened first, then served: what the second finds here, the first has put there.
     let opened: Mutex<Option<(Arc<Live>, Beside)>> = Mutex::new(None);
-    let open = |runtime: &Runtime, on_file: bool| -> Result<_, BoxError> {
+    let open = |runtime: &Runtime, Opening { on_file, goes_on }: Opening| -> Result<_, BoxError> {
         let beside = Beside::open(&options.config.service, &report)?;
-        let opening = open_volume(&location, &options.config, on_file, &report);
+        let opening = async {
+            let volume = open_volume(&location, &options.config, on_file, &report).await?;
+            if !goes_on {
+                prove(&volume.live, request.ready_timeout).await?;
+            }
+            Ok::<_, OpenError>(volume)
+        };
         let volume = match request.place {
             // Who waits for a mount in the background looks at the clock himself.
             Place::Background => runtime.block_on(opening)?,
@@ -165,6 +176,25 @@ pub(super) fn mount(
     let ended = crate::mount::mount(&request, open, serve);
     tracing::info!(?report, "ended");
     ended.map(drop)
+}
+
+/// Takes the secrets in what was typed out of the arguments, which everybody can read for as long as the mount lives.
+fn hide_secrets(args: &MountArgs, again: &Again) {
+    let typed = args.spec.to_str().into_iter().chain(again.values()).flat_map(split_group);
+    let mut secrets: Vec<(String, String)> =
+        typed.map(|text| (text.to_owned(), without_secrets(text))).filter(|(text, shown)| text != shown).collect();
+    if secrets.is_empty() {
+        return;
+    }
+    // One may be the beginning of another.
+    secrets.sort_by_key(|(text, _)| std::cmp::Reverse(text.len()));
+    secrets.dedup();
+    match replace_in_arguments(&secrets) {
+        Ok(0) => {}
+        // One with commas, in quotes of other kinds than ours.
+        Ok(_) => tracing::warn!("{SEEN_IN_ARGUMENTS}"),
+        Err(error) => tracing::warn!("{SEEN_IN_ARGUMENTS}: {error}"),
+    }
 }
 
 /// Waits until what was read last is in the cache, which happens after its reader has it; but not for a disk that hangs.

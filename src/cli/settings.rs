@@ -3,23 +3,31 @@
 //! A flag is the mount option of the same name, so that one table knows what a value may be.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::unistd::{User, geteuid};
 
+use super::paths::placed;
 use super::store_flags::{AccessFlags, Given, StoreFlags, TrustFlags};
 use crate::config::store_options::place_of;
 use crate::config::{self, Configuration, MountConfig, Origin, SourceConfig, StoreSettings};
-use crate::format::minisign::PublicKey;
 use crate::mount::options::{MOUNT_OPTIONS, MountOption, OptionError};
 use crate::store::location::{Location, split_group, without_secrets};
 use crate::volume::trust;
 
 /// What files and the environment say, checked.
 pub fn load(config_file: Option<&Path>) -> Result<Configuration> {
-    let configuration = config::load(config_file, &variable)?;
+    let mut configuration = config::load(config_file, &variable)?;
+    let home = variable("HOME").map(PathBuf::from);
+    for entry in &mut configuration.mount {
+        let (Some(option), Origin::File { path, .. }) = (MountOption::find(&entry.name), &entry.origin) else {
+            continue;
+        };
+        let dir = path.parent().unwrap_or(Path::new("/"));
+        entry.value = placed(option.name, &entry.value, dir, home.as_deref())?;
+    }
     // All of it, also by verbs that do not mount: a mistake is to be found where it is made.
     mount_defaults(&configuration)?;
     Ok(configuration)
@@ -54,37 +62,11 @@ pub fn mount_defaults(configuration: &Configuration) -> Result<MountConfig> {
         if option.name == "store" && stores_of.replace(&entry.origin) != Some(&entry.origin) {
             config.sources.stores.clear();
         }
-        let value = match option.name {
-            "store" | "cache" | "store-file" | "record" | "access-trace" => beside(&entry.value, &entry.origin),
-            "verify-key" => key_beside(&entry.value, &entry.origin),
-            _ => entry.value.clone(),
-        };
         option
-            .apply(&mut config, Some(&value))
+            .apply(&mut config, Some(&entry.value))
             .map_err(|error| anyhow!("{}: mount: {}", entry.origin, in_words(&error, "")))?;
     }
     Ok(config)
-}
-
-/// A local path of a file's, which begins where the file lies.
-fn beside(text: &str, origin: &Origin) -> String {
-    let Origin::File { path, .. } = origin else { return text.to_owned() };
-    let member = |member: &str| match (Location::parse(member), path.parent()) {
-        (Ok(Location::Local(_)), Some(dir)) if !member.contains("://") => dir.join(member).display().to_string(),
-        _ => member.to_owned(),
-    };
-    // Nothing stays nothing, which is refused later.
-    split_group(text).map(member).collect::<Vec<_>>().join("|")
-}
-
-/// A key's file of a file's, which begins where that file lies; a key itself stays.
-fn key_beside(text: &str, origin: &Origin) -> String {
-    match origin {
-        Origin::File { path, .. } if text != "no" && PublicKey::parse(text).is_err() => {
-            path.with_file_name(text).display().to_string()
-        }
-        _ => text.to_owned(),
-    }
 }
 
 /// Puts flags over settings.

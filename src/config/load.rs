@@ -73,8 +73,7 @@ impl Loader<'_> {
     }
 
     fn file_if_there(&mut self, path: &Path) -> Result<(), ConfigError> {
-        // A directory of another user that may not be looked into has nothing for us, as if it were not there.
-        if !path.try_exists().unwrap_or(false) {
+        if has_nothing(path) {
             return Ok(());
         }
         if is_closed_to_us(path) {
@@ -112,15 +111,32 @@ impl Loader<'_> {
     }
 }
 
+/// Whether nobody says anything under a name: there is no such file, or it lies where this user may not look. A link that leads nowhere is none
+/// of that, nor is a file that cannot be looked at: what it was to say would be missed, were it a key that an index must be signed with.
+fn has_nothing(path: &Path) -> bool {
+    use std::io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+    match path.symlink_metadata() {
+        Ok(_) => path.metadata().is_err_and(|error| error.kind() == PermissionDenied),
+        Err(error) => matches!(error.kind(), NotFound | NotADirectory | PermissionDenied),
+    }
+}
+
 /// Whether a file is kept from this user, as one with the machine's passwords is from all but root.
 fn is_closed_to_us(path: &Path) -> bool {
     let refused = |error: std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
     !geteuid().is_root() && std::fs::File::open(path).is_err_and(refused)
 }
 
+/// Whether everybody can read a file: it, and every directory on the way to it, is open to them.
+fn is_open_to_all(path: &Path) -> bool {
+    let has = |path: &Path, bit| std::fs::metadata(path).is_ok_and(|metadata| metadata.mode() & bit != 0);
+    let Ok(path) = path.canonicalize() else { return false };
+    has(&path, 0o004) && path.ancestors().skip(1).all(|dir| has(dir, 0o001))
+}
+
 /// The first secret that stands in a file which everybody can read, and its line.
 fn open_secret(path: &Path, sections: &[Section]) -> Option<(&'static str, usize)> {
-    let is_open = std::fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o004 != 0);
+    let is_open = is_open_to_all(path);
     let entries = sections.iter().filter(|_| is_open).flat_map(|section| &section.entries);
     let secrets = entries.filter_map(|(place, Entry { value, origin })| match (value, origin) {
         (Value::Secret(secret), Origin::File { line, .. }) if matches!(secret.source(), SecretSource::Text(_)) => {
@@ -131,13 +147,21 @@ fn open_secret(path: &Path, sections: &[Section]) -> Option<(&'static str, usize
     secrets.min_by_key(|(_, line)| *line)
 }
 
-/// The `.toml` files of a directory by name; none when it is not there.
+/// The `.toml` files of a directory by name; none when it is not there, or not for this user.
 fn toml_files(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
-    let Ok(entries) = std::fs::read_dir(dir) else { return Ok(Vec::new()) };
+    if has_nothing(dir) {
+        return Ok(Vec::new());
+    }
+    let origin = Origin::File { path: dir.into(), line: None };
+    let wrong = |error: std::io::Error| ConfigError::at(&origin, &error.to_string());
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(Vec::new()),
+        Err(error) => return Err(wrong(error)),
+    };
     let mut paths = Vec::new();
     for entry in entries {
-        let origin = Origin::File { path: dir.into(), line: None };
-        let path = entry.map_err(|error| ConfigError::at(&origin, &error.to_string()))?.path();
+        let path = entry.map_err(wrong)?.path();
         // What editors leave (.caifs.toml.swp, .#x.toml) is not meant.
         let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
         if path.extension().is_some_and(|suffix| suffix == "toml") && !is_hidden {
@@ -237,6 +261,8 @@ mod tests {
     #[test]
     fn a_secret_that_everybody_can_read_is_found() {
         let home = Home::new();
+        let closed = |mode| std::fs::set_permissions(home.dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        closed(0o755);
         let text = "[store]\nerror-retry = 4\n\n[[stores]]\nlocation = \"http://h/*\"\nhttp-auth = \"secret\"\n";
         let path = home.file("a.toml", text);
         let found = |text: &str, mode| {
@@ -245,7 +271,35 @@ mod tests {
         };
         assert_eq!(found(text, 0o644), Some(("http-auth", 6)));
         assert_eq!(found(text, 0o640), None);
+        closed(0o750);
+        assert_eq!(found(text, 0o644), None, "nobody else gets to it");
+        closed(0o755);
         assert_eq!(found(&text.replace("\"secret\"", "{ file = \"/f\" }"), 0o644), None);
+    }
+
+    #[test]
+    fn a_name_that_leads_nowhere_is_no_silence() {
+        let home = Home::new();
+        std::fs::create_dir_all(home.dir.path().join("etc/conf.d")).unwrap();
+        assert_eq!(home.retries(None), 3);
+        for name in ["etc/conf.d/50-trust.toml", "etc/caifs.toml", ".config/caifs/caifs.toml"] {
+            let link = home.dir.path().join(name);
+            std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink("/no/such/file", &link).unwrap();
+            let error = home.load(None).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("No such file"), "{error}");
+            std::fs::remove_file(&link).unwrap();
+        }
+        let conf = home.dir.path().join("etc/conf.d");
+        std::fs::remove_dir(&conf).unwrap();
+        std::os::unix::fs::symlink("/no/such/directory", &conf).unwrap();
+        let error = home.load(None).unwrap_err().to_string();
+        assert!(error.contains("etc/conf.d: No such file"), "{error}");
+        std::fs::remove_file(&conf).unwrap();
+        std::fs::write(&conf, "").unwrap();
+        assert!(home.load(None).unwrap_err().to_string().contains("conf.d: Not a directory"));
+        std::fs::remove_file(&conf).unwrap();
+        assert_eq!(home.retries(None), 3);
     }
 
     #[test]

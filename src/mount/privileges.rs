@@ -29,9 +29,9 @@ use crate::store::location::{FileLocation, Location};
 const OF_MOUNTING: &[Capability] =
     &[Capability::CAP_SYS_ADMIN, Capability::CAP_DAC_OVERRIDE, Capability::CAP_DAC_READ_SEARCH];
 
-/// What all other threads of root keep in a sandbox: files of other users, as root has them.
+/// What all other threads of root keep in a sandbox: files of other users, as root has them, and what a cache of theirs is told of its files.
 const OF_FILES: &[Capability] =
-    &[Capability::CAP_DAC_OVERRIDE, Capability::CAP_DAC_READ_SEARCH, Capability::CAP_FOWNER, Capability::CAP_CHOWN];
+    &[Capability::CAP_DAC_OVERRIDE, Capability::CAP_DAC_READ_SEARCH, Capability::CAP_FOWNER];
 
 /// What threads keep that answer on a control socket: it lies in a directory of root's.
 const OF_CONTROL: &[Capability] = &[Capability::CAP_DAC_OVERRIDE];
@@ -221,7 +221,7 @@ fn cache_dir(config: &MountConfig) -> Option<PathBuf> {
     }
 }
 
-fn has_cap(cap: Capability) -> bool {
+pub(super) fn has_cap(cap: Capability) -> bool {
     caps::has_cap(None, CapSet::Effective, cap).unwrap_or(false)
 }
 
@@ -300,7 +300,9 @@ mod tests {
                 confinement.check()?;
                 assert!(!has_cap(Capability::CAP_SYS_ADMIN));
                 assert!(!has_cap(Capability::CAP_SYS_PTRACE));
+                assert!(!has_cap(Capability::CAP_CHOWN));
                 assert!(std::fs::File::open("/etc/passwd").is_ok());
+                assert!(std::fs::read_dir("/etc").is_err(), "what asks no network needs no more of it");
                 assert!(std::fs::read_dir("/var/log").is_err());
                 Ok::<_, MountError>(())
             };

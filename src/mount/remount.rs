@@ -1,11 +1,12 @@
 //! `remount`: other flags of the kernel, and other options, for a mount that is served already. No second service is started.
 //!
 //! Flags such as `noexec` are of the mount, and the kernel changes them; options of our own are put over those in force by the service itself.
-//! Invariant: options that cannot change are refused by name, and then nothing changed.
+//! Invariant: options that cannot change, and flags that this user may not change, are refused, and then nothing changed.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use caps::Capability;
 use nix::errno::Errno;
 use nix::mount::MsFlags;
 
@@ -16,6 +17,7 @@ use super::control::paths::find;
 use super::control::protocol::{Changed, RefusalKind};
 use super::control::{ControlError, Reply, Request};
 use super::options::{KernelOptions, VfsFlags};
+use super::privileges::has_cap;
 use super::reload::Given;
 use super::table::MountTable;
 use crate::config::units::parse_switch;
@@ -57,18 +59,31 @@ pub fn remount(runtime_dir: &Path, wanted: &Remount) -> Result<Changed, MountErr
         let reason = format!("nothing is changed: {name} cannot change while mounted (unmount and mount again)");
         return Err(MountError::Reported { exit_code: 1, reason });
     }
+    let flags = VfsFlags::over_shown(&entry.options, &wanted.flags);
+    let has_other_flags = flags != VfsFlags::over_shown(&entry.options, &[]);
+    if has_other_flags && !has_cap(Capability::CAP_SYS_ADMIN) {
+        return Err(problem("only root can change flags of a mount"));
+    }
     let mut changed = Changed::default();
     let options: Vec<Given> =
         wanted.options.iter().filter(|given| !is_shown(given, &entry.super_options)).cloned().collect();
     if !options.is_empty() {
+        let is_without_socket = options.iter().any(is_without_socket);
         let request = Request::Remount { options };
         let place = place_of(runtime_dir, &wanted.mountpoint).map_err(no_answer)?;
-        if let Reply::Changed(reply) = ask_place(runtime_dir, &place, &request).map_err(no_answer)? {
-            changed = reply;
+        match ask_place(runtime_dir, &place, &request) {
+            Ok(Reply::Changed(reply)) => changed = reply,
+            Ok(_) => {}
+            // mount(8) hands over the whole line of fstab, whatever of it is to change.
+            Err(ControlError::NoSocket { .. }) if is_without_socket => {
+                tracing::warn!(
+                    "options of caifs itself hold as they were: with control=no nobody can be asked to change them"
+                );
+            }
+            Err(error) => return Err(no_answer(error)),
         }
     }
-    let flags = VfsFlags::over_shown(&entry.options, &wanted.flags);
-    if flags != VfsFlags::over_shown(&entry.options, &[]) {
+    if has_other_flags {
         let how = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags.kernel();
         // Of the mountpoint only the way to it is followed: the kernel asks the file system nothing.
         let done = nix::mount::mount(None::<&str>, &entry.mountpoint, None::<&str>, how, None::<&str>);
@@ -86,6 +101,11 @@ pub fn remount(runtime_dir: &Path, wanted: &Remount) -> Result<Changed, MountErr
 fn is_shown((name, value): &Given, shown: &str) -> bool {
     let is_yes = value.as_deref().is_none_or(|value| parse_switch(value) == Some(true));
     name.replace('_', "-") == "allow-other" && is_yes && shown.split(',').any(|option| option == "allow_other")
+}
+
+/// Whether an option says that the mount has no control socket.
+fn is_without_socket((name, value): &Given) -> bool {
+    name == "control" && value.as_deref().and_then(parse_switch) == Some(false)
 }
 
 fn no_answer(error: ControlError) -> MountError {

@@ -76,6 +76,15 @@ pub struct Served {
     pub confinement: Arc<Confinement>,
 }
 
+/// What a volume is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opening {
+    /// The mountpoint is a regular file.
+    pub on_file: bool,
+    /// It is to go on with a mount that is there, and in use: what is away at the moment is waited for by those who read it.
+    pub goes_on: bool,
+}
+
 /// How a mount ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MountOutcome {
@@ -88,7 +97,7 @@ pub enum MountOutcome {
     Ended,
 }
 
-/// Mounts. `open` makes the volume, told whether the mountpoint is a regular file; `serve` does the INIT handshake and gives a function
+/// Mounts. `open` makes the volume, told what for; `serve` does the INIT handshake and gives a function
 /// that answers the kernel until the connection ends. In the background all run in the child, and so must not have started threads
 /// before; `open` and that function run on threads of their own, which are confined.
 ///
@@ -96,7 +105,7 @@ pub enum MountOutcome {
 /// [`MountError::Failed`], with the reason and the exit code; nothing is mounted then.
 pub fn mount<O, S, R>(request: &MountRequest, open: O, serve: S) -> Result<MountOutcome, MountError>
 where
-    O: FnOnce(&Runtime, bool) -> Result<Arc<dyn Volume>, BoxError> + Send,
+    O: FnOnce(&Runtime, Opening) -> Result<Arc<dyn Volume>, BoxError> + Send,
     S: FnOnce(Served) -> Result<R, MountError>,
     R: FnOnce() -> io::Result<()> + Send,
 {
@@ -125,7 +134,7 @@ fn service<O, S, R>(
     ready: Ready,
 ) -> Result<(), MountError>
 where
-    O: FnOnce(&Runtime, bool) -> Result<Arc<dyn Volume>, BoxError> + Send,
+    O: FnOnce(&Runtime, Opening) -> Result<Arc<dyn Volume>, BoxError> + Send,
     S: FnOnce(Served) -> Result<R, MountError>,
     R: FnOnce() -> io::Result<()> + Send,
 {
@@ -182,7 +191,7 @@ impl Stage<'_> {
         ready: Ready,
     ) -> Result<(), MountError>
     where
-        O: FnOnce(&Runtime, bool) -> Result<Arc<dyn Volume>, BoxError> + Send,
+        O: FnOnce(&Runtime, Opening) -> Result<Arc<dyn Volume>, BoxError> + Send,
         S: FnOnce(Served) -> Result<R, MountError>,
         R: FnOnce() -> io::Result<()> + Send,
     {
@@ -191,7 +200,7 @@ impl Stage<'_> {
         let by_default = given.is_some() || self.confinement.mounts_as_root();
         let allow_other = request.allow_other.filter(|_| given.is_none()).unwrap_or(by_default);
         let Scene { volume, fd, attached, handover, is_taken_over } = match given {
-            Some(fd) => Scene::of_somebody(self.open_confined(open, false)?, fd),
+            Some(fd) => Scene::of_somebody(self.open_confined(open, Opening { on_file: false, goes_on: false })?, fd),
             None => self.attach_or_take_over(allow_other, open)?,
         };
         let attached = attached.as_ref();
@@ -252,7 +261,7 @@ impl Stage<'_> {
     fn attach_or_take_over(
         &self,
         allow_other: bool,
-        open: impl FnOnce(&Runtime, bool) -> Result<Arc<dyn Volume>, BoxError> + Send,
+        open: impl FnOnce(&Runtime, Opening) -> Result<Arc<dyn Volume>, BoxError> + Send,
     ) -> Result<Scene, MountError> {
         let Service { manager, .. } = &self.request.service;
         let mountpoint = &self.request.mountpoint;
@@ -261,7 +270,7 @@ impl Stage<'_> {
         let source = shown_source(&self.request.source);
         match Kept::find(kept) {
             Some(kept) if kept.is_at(mountpoint) => {
-                let volume = match self.open_confined(open, kept.is_file()) {
+                let volume = match self.open_confined(open, Opening { on_file: kept.is_file(), goes_on: true }) {
                     Ok(volume) => volume,
                     Err(error) => {
                         // Whoever reads in it waits, and nobody knows until when this could be opened again.
@@ -289,7 +298,7 @@ impl Stage<'_> {
             None => {}
         }
         let prepared = prepare(mountpoint, &source)?;
-        let volume = self.open_confined(open, prepared.is_file())?;
+        let volume = self.open_confined(open, Opening { on_file: prepared.is_file(), goes_on: false })?;
         self.attach(volume, &source, allow_other)
     }
 
@@ -317,18 +326,18 @@ impl Stage<'_> {
     /// Opens on a thread that reads what came from elsewhere, and may not mount.
     fn open_confined(
         &self,
-        open: impl FnOnce(&Runtime, bool) -> Result<Arc<dyn Volume>, BoxError> + Send,
-        on_file: bool,
+        open: impl FnOnce(&Runtime, Opening) -> Result<Arc<dyn Volume>, BoxError> + Send,
+        opening: Opening,
     ) -> Result<Arc<dyn Volume>, MountError> {
         thread::scope(|scope| {
-            let opening = thread::Builder::new()
+            let thread = thread::Builder::new()
                 .name("open".into())
                 .spawn_scoped(scope, || {
                     self.confinement.enter(Role::Worker);
-                    open(self.runtime, on_file)
+                    open(self.runtime, opening)
                 })
                 .map_err(MountError::system("starting threads"))?;
-            let opened = opening.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let opened = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             opened.map_err(MountError::Open)
         })
     }

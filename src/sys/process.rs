@@ -74,6 +74,49 @@ pub fn limit_heaps(n: u16) {
     }
 }
 
+/// Replaces texts in the arguments of this process as others see them (`/proc/PID/cmdline`), and as `std::env::args` gives them from now on.
+/// What is shorter than what it stands in place of has spaces behind it; what is longer is left out. Tells how many texts are not there.
+///
+/// # Errors
+/// `EDEADLK` when the process has threads, which might be reading them; what reading `/proc/self/stat` answers.
+pub fn replace_in_arguments(texts: &[(String, String)]) -> io::Result<usize> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EDEADLK));
+    }
+    let area = argument_area(&std::fs::read("/proc/self/stat")?).ok_or(io::ErrorKind::InvalidData)?;
+    let start = std::ptr::with_exposed_provenance_mut::<u8>(area.start);
+    let mut bytes = vec![0; area.len()];
+    // SAFETY: the kernel has put the arguments there, on the stack of this process, which is mapped as long as it lives. No other
+    // thread exists, and no reference to them, which the standard library hands out as copies only.
+    unsafe { std::ptr::copy_nonoverlapping(start, bytes.as_mut_ptr(), area.len()) };
+    let mut n_missed = 0;
+    for (text, other) in texts.iter().filter(|(text, _)| !text.is_empty()) {
+        let other = if other.len() <= text.len() { other.as_str() } else { "" };
+        let (mut from, mut is_there) = (0, false);
+        while let Some(at) = bytes[from..].windows(text.len()).position(|window| window == text.as_bytes()) {
+            let place = &mut bytes[from + at..][..text.len()];
+            place.fill(b' ');
+            place[..other.len()].copy_from_slice(other.as_bytes());
+            from += at + text.len();
+            is_there = true;
+        }
+        n_missed += usize::from(!is_there);
+    }
+    // SAFETY: as above; the area is writable as all of the stack is, and as long as the copy.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), start, area.len()) };
+    Ok(n_missed)
+}
+
+/// Where the arguments of a process lie, by its `/proc/PID/stat` (proc(5), fields 48 and 49); nothing where that is not told.
+fn argument_area(stat: &[u8]) -> Option<std::ops::Range<usize>> {
+    // The second field, in parentheses, can hold anything.
+    let behind = stat.iter().rposition(|byte| *byte == b')')? + 1;
+    let text = std::str::from_utf8(stat.get(behind..)?).ok()?;
+    let mut numbers = text.split_ascii_whitespace().skip(48 - 3).map(|field| field.parse::<usize>().ok());
+    let (start, end) = (numbers.next()??, numbers.next()??);
+    (start != 0 && start < end).then_some(start..end)
+}
+
 /// Where the handler writes; -1 as long as nobody asked.
 static SIGNAL_SINK: AtomicI32 = AtomicI32::new(-1);
 
@@ -124,6 +167,16 @@ mod tests {
         assert_eq!(fork().unwrap_err().raw_os_error(), Some(libc::EDEADLK));
         drop(sender);
         let _ = other.join();
+    }
+
+    #[test]
+    fn arguments_lie_where_the_kernel_says() {
+        let stat = std::fs::read("/proc/self/stat").unwrap();
+        let area = argument_area(&stat).unwrap();
+        assert_eq!(area.len(), std::fs::read("/proc/self/cmdline").unwrap().len());
+        assert_eq!(argument_area(b"1 (a) b) S 1 2 3"), None);
+        let of_others = [b"1 (x) S".to_vec(), b" 0".repeat(60)].concat();
+        assert_eq!(argument_area(&of_others), None, "others are not told");
     }
 
     #[test]

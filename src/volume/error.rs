@@ -2,44 +2,55 @@
 
 use crate::report::Report;
 
-/// The places that can answer EIO. The number is printed with the message and counted in [`Report::eio`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(usize)]
-pub enum EioSite {
+/// Makes the numbered places from one list, so that none is without its name.
+macro_rules! eio_sites {
+    ($($(#[$doc:meta])* $site:ident = $number:literal $name:literal,)*) => {
+        /// The places that can answer EIO. The number is printed with the message and counted in [`Report::eio`].
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[repr(usize)]
+        pub enum EioSite {
+            $($(#[$doc])* $site = $number,)*
+        }
+
+        impl EioSite {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$site),*];
+
+            /// What is wrong there, in words.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$site => $name,)*
+                }
+            }
+        }
+    };
+}
+
+eio_sites! {
     /// A chunk is in no store.
-    ChunkMissing = 1,
+    ChunkMissing = 1 "chunk missing",
     /// A chunk's stored bytes cannot be decoded or are not what the id says.
-    ChunkBad = 2,
+    ChunkBad = 2 "chunk bad",
     /// A store failed.
-    StoreFailed = 3,
+    StoreFailed = 3 "store failed",
     /// The index is damaged where it was read.
-    IndexDamaged = 4,
+    IndexDamaged = 4 "index damaged",
     /// The archive is damaged where it was read.
-    ArchiveDamaged = 5,
+    ArchiveDamaged = 5 "archive damaged",
     /// A local file (plain archive) could not be read.
-    FileFailed = 6,
+    FileFailed = 6 "file unreadable",
     /// The request was not answered within `io-timeout`.
-    Deadline = 7,
+    Deadline = 7 "too late",
     /// A panic was caught while answering.
-    Panic = 8,
+    Panic = 8 "panic",
     /// An index or archive of a directory cannot be opened, or the directory cannot be listed.
-    Unopened = 12,
+    Unopened = 12 "not opened",
 }
 
 impl EioSite {
     /// What is wrong at the site with this number, in words.
     pub fn name_of(number: usize) -> &'static str {
-        match number {
-            1 => "chunk missing",
-            2 => "chunk bad",
-            3 => "store failed",
-            4 => "index damaged",
-            5 => "archive damaged",
-            6 => "file unreadable",
-            7 => "too late",
-            8 => "panic",
-            _ => "other",
-        }
+        Self::ALL.iter().find(|site| site.number() == number).map_or("other", |site| site.name())
     }
 
     /// The site's number.
@@ -128,5 +139,20 @@ impl VolumeError {
             | Self::Stale { .. }
             | Self::Offline { .. } => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_site_has_a_name_and_room_for_its_count() {
+        for site in EioSite::ALL {
+            assert!(site.number() < Report::N_EIO_SITES, "{site:?}");
+            assert_eq!(EioSite::name_of(site.number()), site.name());
+        }
+        assert_eq!(EioSite::name_of(EioSite::Unopened.number()), "not opened");
+        assert_eq!(EioSite::name_of(11), "other");
     }
 }

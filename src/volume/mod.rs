@@ -6,6 +6,7 @@
 //! * [`backing`] gives an image its backing file.
 //! * [`show`] is how files are shown, whatever is stored of them.
 //! * [`open`] puts store, cache, blob and tree together for what a user names; [`live`] is what they are while the volume is served.
+//! * [`prove`] finds out whether what was opened can be read, before it is mounted.
 //! * [`retune`] changes its stores and limits meanwhile.
 //! * [`trust`] says what an index must be before anything of it is used.
 //! * [`table`] finds, keeps and makes the metadata table of a tree.
@@ -23,6 +24,7 @@ mod error;
 pub mod image;
 pub mod live;
 pub mod open;
+pub mod prove;
 pub mod record;
 pub mod replay;
 pub mod retune;

@@ -14,6 +14,7 @@ use super::ground::{Ground, is_idle};
 use crate::mount::can_mount;
 use crate::support::is_root;
 use crate::support::mounted::{Mounted, is_mountpoint};
+use crate::support::peers::peer;
 use crate::support::run::run;
 use crate::support::scratch::Scratch;
 use crate::support::scripted::{Scripted, answer};
@@ -245,6 +246,17 @@ fn remount_changes_flags_and_options_and_names_what_it_cannot_change() {
         assert_eq!((refused.status.code(), refused.error_line()), (Some(code), reason));
     }
     assert_eq!(setting("memory"), Some("256M".into()));
+    // Who may not change flags is refused before options are changed.
+    if let Some(setpriv) = peer("setpriv") {
+        let mut unable = setpriv.command();
+        unable.args(["--bounding-set", "-sys_admin"]).arg(env!("CARGO_BIN_EXE_caifs"));
+        let command = ground.caifs(&["mount", "-o", "remount,memory=64M,noexec"]);
+        unable.args(command.get_args()).arg(&ground.index).arg(&ground.mnt);
+        unable.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let refused = run(&mut unable).fails();
+        assert!(refused.error_line().contains("only root can change flags of a mount"), "{}", refused.stderr);
+        assert_eq!(setting("memory"), Some("256M".into()), "nothing is changed");
+    }
     // A remount outlives a reload.
     run(ground.caifs(&["reload"]).arg(&ground.mnt)).ok();
     assert_eq!(setting("cache-size"), Some("7G".into()));
@@ -266,6 +278,10 @@ fn remount_changes_flags_and_options_and_names_what_it_cannot_change() {
     let mounted = ground.mount(&["--control=no"]);
     remount("remount,noexec").ok();
     assert_eq!(flags(), "ro,nosuid,nodev,noexec,relatime");
+    // As mount(8) gives it: the whole line of fstab, which says that there is nobody to ask.
+    let whole = remount("rw,remount,exec,memory=256M,control=no").ok();
+    assert!(whole.stderr.contains("options of caifs itself hold as they were"), "{}", whole.stderr);
+    assert_eq!(flags(), "ro,nosuid,nodev,relatime");
     let refused = remount("remount,memory=32M").fails();
     assert_eq!(refused.status.code(), Some(32));
     assert!(refused.error_line().contains("options of caifs itself need its control socket: "), "{}", refused.stderr);

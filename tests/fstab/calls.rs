@@ -125,6 +125,60 @@ fn what_goes_wrong_is_said_in_one_line_with_the_exit_code_of_mount() {
 }
 
 #[test]
+fn an_image_is_mounted_only_if_it_can_be_read_from_somewhere() {
+    let Some(world) = World::enter("fstab::calls::an_image_is_mounted_only_if_it_can_be_read_from_somewhere") else {
+        return;
+    };
+    world.link_helpers();
+    let content = world.content("srv", "x");
+    let index = content.index.to_str().unwrap();
+    let mountpoint = world.mountpoint("a");
+    let store = content.store.to_str().unwrap();
+    let (empty, cache) = (world.path("empty"), world.path("cache"));
+    fs::create_dir(&empty).unwrap();
+    let nobody_there = format!("http://127.0.0.1:{}/s", free_port());
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silence = format!("http://{}/s", silent.local_addr().unwrap());
+    for (options, said) in [
+        (format!("mount-timeout=8s,error-retry=0,store={nobody_there}"), vec![nobody_there.as_str(), "refused"]),
+        (format!("mount-timeout=8s,store={silence}"), vec!["no answer from", &silence, "within 2 s"]),
+        (format!("store={}", empty.display()), vec!["is missing in /run/world/empty"]),
+        (
+            format!("mount-timeout=8s,error-retry=0,store={},store={nobody_there}|{silence}", empty.display()),
+            vec![nobody_there.as_str(), "refused"],
+        ),
+    ] {
+        let failed = mount(&["-t", "caifs", "-o", &options, index, "/mnt/a"]).fails();
+        assert_eq!(failed.status.code(), Some(32), "{options}: {}", failed.stderr);
+        let line = failed.error_line();
+        let wanted = format!("caifs: cannot mount {index} on /mnt/a: {index}: its first bytes cannot be had: ");
+        assert!(line.starts_with(&wanted) && said.iter().all(|said| line.contains(said)), "{options}: {line}");
+        assert!(world.mounts().is_empty() && daemons().is_empty(), "{options}");
+    }
+    // One of several is enough, and what is kept needs nobody.
+    let cached = format!("cache={}", cache.display());
+    for options in [
+        format!("error-retry=0,store={nobody_there}|{store}"),
+        format!("error-retry=0,store={nobody_there},store={store},{cached}"),
+    ] {
+        mount(&["-t", "caifs", "-o", &options, index, "/mnt/a"]).ok();
+        content.assert_read_from(&mountpoint);
+        umount(&mountpoint);
+        until(|| daemons().is_empty());
+    }
+    for options in [format!("error-retry=0,store={nobody_there},{cached}"), format!("offline,{cached}")] {
+        mount(&["-t", "caifs", "-o", &options, index, "/mnt/a"]).ok();
+        content.assert_read_from(&mountpoint);
+        umount(&mountpoint);
+        until(|| daemons().is_empty());
+    }
+    // What is known not to be there is no surprise.
+    mount(&["-t", "caifs", "-o", &format!("offline,cache={}", empty.display()), index, "/mnt/a"]).ok();
+    assert!(fs::read(mountpoint.join("x")).is_err());
+    umount(&mountpoint);
+}
+
+#[test]
 fn a_caller_that_is_told_to_end_says_so_and_leaves_nothing() {
     let Some(world) = World::enter("fstab::calls::a_caller_that_is_told_to_end_says_so_and_leaves_nothing") else {
         return;
@@ -234,6 +288,8 @@ fn flags_are_on_when_asked_for_and_the_kernel_gets_its_own_options() {
     for (options, own) in [
         ("max_read=4096", "ro,user_id=0,group_id=0,default_permissions,allow_other,max_read=4096"),
         ("default_permissions,allow_other=no", "ro,user_id=0,group_id=0,default_permissions"),
+        // As lines have it that were written for mount.fuse3.
+        ("drop_privileges", "ro,user_id=0,group_id=0,default_permissions,allow_other"),
     ] {
         mount(&["-t", "caifs", "-o", options, index, "/mnt/a"]).ok();
         assert_eq!(world.mounted(&mountpoint)[4], own, "{options}");

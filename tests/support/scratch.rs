@@ -17,10 +17,17 @@ pub struct Scratch {
 impl Scratch {
     /// A new empty directory.
     pub fn new() -> Self {
-        let dir = tempfile::Builder::new()
-            .prefix("caifs-")
-            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
-            .expect("a directory can be made in the target directory");
+        Self::new_in(Path::new(env!("CARGO_TARGET_TMPDIR")))
+    }
+
+    /// One that other users can be let into: the directory of the build may be closed to them.
+    pub fn new_for_all() -> Self {
+        Self::new_in(&std::env::temp_dir())
+    }
+
+    fn new_in(parent: &Path) -> Self {
+        let dir = tempfile::Builder::new().prefix("caifs-").tempdir_in(parent);
+        let dir = dir.expect("a directory for temporary files takes another");
         let path = dir.path().canonicalize().expect("the directory just made has a path");
         Self { dir: Some(dir), path }
     }

@@ -19,10 +19,10 @@ mod state;
 mod writer;
 
 use std::cell::OnceCell;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -32,6 +32,7 @@ use bytes::Bytes;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::source::IndexBytes;
+use crate::cache::disk::make_root;
 use crate::chunk::Chunk;
 use crate::digest::{ChunkId, Digest};
 use crate::format::index::{ITEM_BYTES, Index, Item, TABLE_START_BYTES};
@@ -467,8 +468,7 @@ fn id_of_zeros(digest: Digest, n_bytes: u64) -> ChunkId {
 }
 
 fn make_directory(directory: &Path) -> Result<(), BackingError> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
-    made.map_err(|error| match error.raw_os_error() {
+    make_root(directory).map_err(|error| match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT | libc::EIO | libc::EROFS) => {
             BackingError::Unusable(format!("{}: {error}", directory.display()))
         }

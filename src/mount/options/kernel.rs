@@ -13,6 +13,9 @@ const MAX_READ: &str = "max_read";
 /// The longest label, in bytes: four of them fit into the one page that mount(2) takes.
 const MAX_CONTEXT_BYTES: usize = 800;
 
+/// The least that the kernel takes as `max_read`: less is as much as this (fuse_fill_super_common() of fs/fuse/inode.c).
+const MIN_READ_BYTES: u32 = 4096;
+
 /// What is handed on to the kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KernelOptions {
@@ -70,7 +73,7 @@ impl KernelOptions {
                 let _ = there.take(name, Some(value));
             }
         }
-        let other_read = self.max_read.is_some_and(|bytes| there.max_read != Some(bytes));
+        let other_read = self.max_read.is_some_and(|bytes| there.max_read != shown_read(bytes));
         let other_label = self.contexts.iter().filter(|_| knows_labels).find(|label| !there.contexts.contains(label));
         other_read.then_some(MAX_READ).or(other_label.map(|(name, _)| *name))
     }
@@ -93,6 +96,11 @@ impl KernelOptions {
     pub(in crate::mount) fn fusermount(&self) -> String {
         self.max_read.map(|bytes| format!(",{MAX_READ}={bytes}")).unwrap_or_default()
     }
+}
+
+/// What the kernel shows of a `max_read` that it was given; the largest is its default, of which it shows nothing.
+fn shown_read(bytes: u32) -> Option<u32> {
+    (bytes != u32::MAX).then_some(bytes.max(MIN_READ_BYTES))
 }
 
 #[cfg(test)]
@@ -131,6 +139,9 @@ mod tests {
             ("ro", true, None),
             ("max_read=4096,context=\"a:b:c1,c2\"", true, None),
             ("max_read=8192", true, Some("max_read")),
+            ("max_read=1024", true, None),
+            ("max_read=0", true, None),
+            ("max_read=4294967295", true, Some("max_read")),
             ("context=a", true, Some("context")),
             ("context=a", false, None),
             ("rootcontext=\"a:b:c1,c2\"", true, Some("rootcontext")),
@@ -138,6 +149,7 @@ mod tests {
             assert_eq!(parsed(list).unwrap().lacking(shown, knows_labels), lacking, "{list}");
         }
         assert_eq!(parsed("max_read=4096").unwrap().lacking("ro,user_id=0", true), Some("max_read"));
+        assert_eq!(parsed("max_read=4294967295").unwrap().lacking("ro,user_id=0", true), None, "it is the default");
     }
 
     #[test]

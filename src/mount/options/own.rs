@@ -51,9 +51,13 @@ pub struct MountOption {
     pub(super) set: fn(&mut MountConfig, &str) -> Option<()>,
 }
 
+/// An option of mount.fuse3, which acts on it itself: in lines of fstab that were written for it.
+const DROP_PRIVILEGES: &str = "drop_privileges";
+
 impl MountOption {
-    /// The option of that name, spelt with `-` or `_`.
+    /// The option of that name, spelt with `-` or `_`; or the one that does what is asked for with a name of mount.fuse3's.
     pub fn find(name: &str) -> Option<&'static Self> {
+        let name = if name == DROP_PRIVILEGES { "sandbox" } else { name };
         let is_it = |option: &&Self| {
             let same = |(a, b): (u8, u8)| a == b || (a == b'_' && b == b'-');
             option.name.len() == name.len() && name.bytes().zip(option.name.bytes()).all(same)
