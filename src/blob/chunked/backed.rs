@@ -118,6 +118,16 @@ impl ChunkedBlob {
         self.backing().is_none_or(|backing| backing.has(chunk_idx))
     }
 
+    /// Whether all of the blob is in its backing file.
+    pub(super) fn is_complete(&self) -> bool {
+        self.backing().is_some_and(|backing| backing.complete_file().is_some())
+    }
+
+    /// Whether a reader finds a chunk, by its number in the index, in the backing file, as far as is known before it is looked at.
+    pub fn is_in_file(&self, chunk_idx: usize) -> bool {
+        self.backing().is_some_and(|backing| backing.held(chunk_idx) != Held::No)
+    }
+
     /// As [`ChunkedBlob::read_at`], with a backing file.
     pub(super) async fn read_backed(
         &self,
@@ -127,6 +137,10 @@ impl ChunkedBlob {
     ) -> Result<Bytes, BlobError> {
         let shared = &self.shared;
         if backing.complete_file().is_some() {
+            if let Some(touches) = self.cache.touches() {
+                // The file is read without the index. One that was damaged since names nothing, and hinders nobody.
+                shared.pieces(offset, n_bytes).iter().flatten().for_each(|piece| touches.touched(piece.want.id));
+            }
             let whole = Run { reply: 0..n_bytes, offset, pieces: 0..0 };
             let (reply, lost) = read_runs(backing, shared.replies.begin(n_bytes).await, vec![whole]).await?;
             if lost.is_empty() {
@@ -136,6 +150,11 @@ impl ChunkedBlob {
         }
         let pieces = shared.pieces(offset, n_bytes)?;
         let held: Vec<Held> = pieces.iter().map(|piece| backing.held(piece.chunk_idx)).collect();
+        if let Some(touches) = self.cache.touches() {
+            // The cache tells of those that it is asked for.
+            let in_file = pieces.iter().zip(&held).filter(|(_, held)| **held != Held::No);
+            in_file.for_each(|(piece, _)| touches.touched(piece.want.id));
+        }
         if let ([piece], [Held::No]) = (pieces.as_slice(), held.as_slice()) {
             let chunk = match self.cache.peek(&piece.want) {
                 Some(chunk) => chunk,
