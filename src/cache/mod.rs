@@ -245,6 +245,11 @@ impl Cache {
         self.shared.ahead.get()
     }
 
+    /// How long one fetch may take, whatever has to be asked again.
+    pub fn fetch_timeout(&self) -> Duration {
+        self.shared.config().fetch_timeout
+    }
+
     /// Tells somebody from now on what readers touch; only the first who wants it is told.
     pub fn set_touches(&self, touches: Arc<dyn Touches>) {
         let _ = self.shared.touches.set(touches);

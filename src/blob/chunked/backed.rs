@@ -3,6 +3,8 @@
 use std::io;
 use std::ops::Range;
 
+use tokio::time::Instant;
+
 use super::*;
 use crate::blob::backing::{Backing, BackingConfig, BackingError, Held, Presence, is_hashed_at_once};
 use crate::blob::replies::Reply;
@@ -95,13 +97,15 @@ impl ChunkedBlob {
         }
         let item = self.shared.index.item(chunk_idx).map_err(|error| self.shared.damaged(error))?;
         let chunk = self.cache.get(self.shared.digest, want(&item)).await?;
-        for _ in 0..=MAX_RESTS {
-            if backing.keep(chunk_idx, &chunk).await {
-                return Ok(Filled::Kept);
+        let mut n_rests = 0;
+        while !backing.keep(chunk_idx, &chunk).await {
+            if n_rests == MAX_RESTS {
+                return Ok(Filled::Refused);
             }
+            n_rests += 1;
             backing.rested().await;
         }
-        Ok(Filled::Refused)
+        Ok(Filled::Kept)
     }
 
     /// Waits until what was filled into the backing file by now was flushed. A number that is another one each time when something that
@@ -148,6 +152,8 @@ impl ChunkedBlob {
                 return Ok(Bytes::from_owner(reply));
             }
         }
+        // Fetching ends about then, and so has to end what the answer waits for after it.
+        let by = Instant::now() + self.cache.fetch_timeout();
         let pieces = shared.pieces(offset, n_bytes)?;
         let held: Vec<Held> = pieces.iter().map(|piece| backing.held(piece.chunk_idx)).collect();
         if let Some(touches) = self.cache.touches() {
@@ -160,8 +166,9 @@ impl ChunkedBlob {
                 Some(chunk) => chunk,
                 None => self.cache.get(shared.digest, piece.want).await?,
             };
-            backing.offer(piece.chunk_idx, &chunk).await;
-            return Ok(chunk.plain().slice(piece.range.clone()));
+            let plain = chunk.plain().slice(piece.range.clone());
+            backing.offer(&[(piece.chunk_idx, chunk)], by).await;
+            return Ok(plain);
         }
         let of_kind = |kind| (0..pieces.len()).filter(|&piece_idx| held[piece_idx] == kind).collect::<Vec<usize>>();
         let mut claimed = of_kind(Held::Claimed);
@@ -224,9 +231,7 @@ impl ChunkedBlob {
                     got.push((pieces[missing[want_idx]].chunk_idx, chunk));
                 };
                 self.cache.get_many(shared.digest, &wants, take).await?;
-                for (chunk_idx, chunk) in got {
-                    backing.offer(chunk_idx, &chunk).await;
-                }
+                backing.offer(&got, by).await;
             }
         }
         Ok(Bytes::from_owner(reply))
