@@ -1,6 +1,8 @@
 //! Backing files with real mounts: filled by reading, read without a store, read by the kernel itself, shared, taken over from desync,
 //! on full and stacked file systems, and killed at random moments while they fill.
 
+mod disk;
+mod local;
 mod warm;
 
 use std::fs::{self, File, OpenOptions};
@@ -38,15 +40,20 @@ struct Ground {
 impl Ground {
     /// An image of noise with zeros in the middle, of small chunks; `None` when nothing can be mounted.
     fn new(n_bytes: usize) -> Option<Self> {
+        let mut content = Xorshift::seeded(n_bytes as u64).bytes(n_bytes);
+        content[n_bytes / 2..n_bytes * 3 / 4].fill(0);
+        Self::of(content, "4:16:64")
+    }
+
+    /// An image of this content, of chunks of these sizes in KiB.
+    fn of(content: Vec<u8>, sizes: &str) -> Option<Self> {
         if !can_mount() {
             return None;
         }
         let scratch = Scratch::new();
-        let mut content = Xorshift::seeded(n_bytes as u64).bytes(n_bytes);
-        content[n_bytes / 2..n_bytes * 3 / 4].fill(0);
         let (index, store) = (scratch.join("disk.caibx"), scratch.join("disk.castr"));
         let blob = scratch.file("disk", &content);
-        run(caifs().args(["make", "-m", "4:16:64", "-s"]).arg(&store).arg(&index).arg(&blob)).ok();
+        run(caifs().args(["make", "-m", sizes, "-s"]).arg(&store).arg(&index).arg(&blob)).ok();
         let mountpoint = scratch.dir("m");
         Some(Self { scratch, content, index, store, mountpoint })
     }
@@ -395,126 +402,6 @@ fn mount_fs(ground: &Ground, name: &str, kind: &str, options: &str) -> Option<Pa
         return None;
     }
     Some(path)
-}
-
-#[test]
-fn a_full_disk_ends_the_filling_and_nothing_else() {
-    let Some(ground) = Ground::new(12_000_000) else { return };
-    let Some(disk) = mount_fs(&ground, "small", "tmpfs", "size=4m") else { return };
-    // Full by itself, and full but for what is to stay free.
-    for options in [",cache-keep-free=0", ",cache-keep-free=2M", ""] {
-        let backing = disk.join("backing");
-        let option = format!("backing={}{options}", backing.display());
-        let mounted = mount_with(&ground.index, Some(&ground.store), &ground.mountpoint, &["-o", &option]).unwrap();
-        for _ in 0..2 {
-            ground.check_all();
-        }
-        assert_eq!(xattr::get(&ground.mountpoint, "user.caifs.eio").unwrap().unwrap(), b"0");
-        assert_ne!(present(&ground.image()), "100");
-        assert!(mounted.end());
-        let mounted = mount_with(&ground.index, Some(&ground.store), &ground.mountpoint, &["-o", &option]).unwrap();
-        ground.check_all();
-        assert!(mounted.end());
-        let used = fs::metadata(&backing).unwrap().blocks() * 512;
-        let most = match options {
-            ",cache-keep-free=0" => 4 << 20,
-            ",cache-keep-free=2M" => 2 << 20,
-            _ => 0,
-        };
-        assert!(used <= most && used >= most / 2, "{options}: {used}");
-        fs::remove_file(&backing).unwrap();
-        fs::remove_file(disk.join("backing.caifs")).unwrap();
-    }
-    // No room even for the state.
-    fs::write(disk.join("filler"), vec![1; 5 << 20]).unwrap_err();
-    let option = format!("backing={}", disk.join("backing").display());
-    let mounted = mount_with(&ground.index, Some(&ground.store), &ground.mountpoint, &["-o", &option]).unwrap();
-    ground.check_all();
-    assert!(mounted.end());
-}
-
-/// ext4 in a file on a tmpfs, which can be full while the ext4 believes it has room: what was written to it fails when it is flushed.
-struct ThinDisk {
-    tmpfs: PathBuf,
-    path: PathBuf,
-}
-
-impl ThinDisk {
-    fn new(ground: &Ground) -> Option<Self> {
-        let tmpfs = mount_fs(ground, "thin", "tmpfs", "size=24m")?;
-        let image = tmpfs.join("ext4");
-        File::create(&image).unwrap().set_len(64 << 20).unwrap();
-        // Without a journal, whose failure would end all writing for good.
-        let options = ["-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=0"];
-        run(command("mkfs.ext4", options).arg(&image)).ok();
-        let disk = Self { tmpfs, path: ground.scratch.dir("on-thin") };
-        match disk.mount() {
-            true => Some(disk),
-            false => {
-                missing("a loop device with ext4");
-                None
-            }
-        }
-    }
-
-    fn mount(&self) -> bool {
-        let mut mount = command("mount", ["-t", "ext4", "-o", "loop,errors=continue"]);
-        run(mount.arg(self.tmpfs.join("ext4")).arg(&self.path)).status.success()
-    }
-
-    /// Takes all the room, or gives it back.
-    fn set_full(&self, is_full: bool) {
-        let filler = self.tmpfs.join("filler");
-        match is_full {
-            true => drop(fs::write(&filler, vec![1; 64 << 20]).unwrap_err()),
-            false => fs::remove_file(&filler).unwrap(),
-        }
-    }
-}
-
-#[test]
-fn what_a_flush_could_not_bring_to_the_disk_is_written_again() {
-    let Some(ground) = Ground::new(12_000_000) else { return };
-    let Some(disk) = ThinDisk::new(&ground) else { return };
-    let log = ground.scratch.join("log");
-    let backing = disk.path.join("backing");
-    let option = format!("backing={},cache-keep-free=0,log={}", backing.display(), log.display());
-    for ends_between in [false, true] {
-        let mount = || mount_with(&ground.index, Some(&ground.store), &ground.mountpoint, &["-o", &option]).unwrap();
-        let mut mounted = mount();
-        // The names of the new files are on the disk before it is full.
-        nix::unistd::syncfs(File::open(&disk.path).unwrap()).unwrap();
-        disk.set_full(true);
-        ground.check_all();
-        match ends_between {
-            // The mount itself hears of it when it ends.
-            true => {
-                assert!(mounted.end());
-                disk.set_full(false);
-                mounted = mount();
-            }
-            false => {
-                wait_until("the flush fails", || fs::read_to_string(&log).unwrap().contains("os error"));
-                disk.set_full(false);
-            }
-        }
-        wait_until("the backing file is complete", || {
-            // What the kernel has of the image is not asked for.
-            let file = File::open(ground.image()).unwrap();
-            nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
-            ground.check_all();
-            present(&ground.image()) == "100"
-        });
-        assert!(mounted.end());
-        // What only memory had is gone now.
-        nix::mount::umount(&disk.path).unwrap();
-        assert!(disk.mount());
-        let right = fs::read(&backing).unwrap() == ground.content;
-        assert!(right, "the complete file has other bytes on the disk (ended between: {ends_between})");
-        fs::remove_file(&backing).unwrap();
-        fs::remove_file(disk.path.join("backing.caifs")).unwrap();
-    }
-    nix::mount::umount(&disk.path).unwrap();
 }
 
 #[test]

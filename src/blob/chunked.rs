@@ -85,12 +85,12 @@ impl ChunkedBlob {
         Self { shared: Arc::clone(&self.shared), cache: self.cache.for_purpose(purpose) }
     }
 
-    /// Who reads it.
+    /// Who reads it, as long as anything can be fetched for them.
     pub(super) fn ahead(&self) -> Option<&Arc<ReadAhead>> {
-        self.shared.ahead.as_ref()
+        self.shared.ahead.as_ref().filter(|_| !self.is_complete())
     }
 
-    /// The chunks that begin in a range, up to one that is longer than `max_chunk_bytes`.
+    /// The chunks that begin in a range and are not in the backing file, up to one that is longer than `max_chunk_bytes`.
     pub(super) fn wants_in(&self, range: Range<u64>, max_chunk_bytes: u64) -> Result<Vec<Want>, BlobError> {
         let shared = &self.shared;
         if range.start >= shared.size {
@@ -106,7 +106,9 @@ impl ChunkedBlob {
                 if item.size_bytes() > max_chunk_bytes {
                     break;
                 }
-                wants.push(want(&item));
+                if !self.is_in_file(item_idx) {
+                    wants.push(want(&item));
+                }
             }
             item_idx += 1;
             if item_idx >= shared.index.n_chunks() {

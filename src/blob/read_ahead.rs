@@ -50,7 +50,7 @@ impl Blob {
         }
     }
 
-    /// Who reads it and is read ahead of. A local file has the system for that.
+    /// Who reads it and is read ahead of. A local file has the system for that, and so has one whose local copy is complete.
     fn ahead(&self) -> Option<&Arc<ReadAhead>> {
         match self {
             Self::Chunked(blob) => blob.ahead(),

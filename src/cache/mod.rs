@@ -245,9 +245,19 @@ impl Cache {
         self.shared.ahead.get()
     }
 
+    /// How long one fetch may take, whatever has to be asked again.
+    pub fn fetch_timeout(&self) -> Duration {
+        self.shared.config().fetch_timeout
+    }
+
     /// Tells somebody from now on what readers touch; only the first who wants it is told.
     pub fn set_touches(&self, touches: Arc<dyn Touches>) {
         let _ = self.shared.touches.set(touches);
+    }
+
+    /// Who is to be told of a chunk that is read without being asked for here; `None` when nobody is, or no reader reads it.
+    pub fn touches(&self) -> Option<&dyn Touches> {
+        self.shared.touches.get().filter(|_| !self.is_background()).map(AsRef::as_ref)
     }
 
     /// A cache over another store with the same tiers, limits and counters as this one: what either has got serves both. What is in
@@ -276,7 +286,7 @@ impl Cache {
     /// The chunk, if it is in memory and as long as the index says.
     pub fn peek(&self, want: &Want) -> Option<Chunk> {
         let chunk = self.shared.memory.get(&want.id)?;
-        if let (false, Some(touches)) = (self.is_background(), self.shared.touches.get()) {
+        if let Some(touches) = self.touches() {
             touches.touched(want.id);
         }
         self.shared.report.n_memory_hits.add(1);
@@ -321,7 +331,7 @@ impl Cache {
     ) -> Result<(), GetError> {
         let shared = &self.shared;
         let is_reader = !self.purpose.is_background();
-        if let (true, Some(touches)) = (is_reader, shared.touches.get()) {
+        if let Some(touches) = self.touches() {
             wants.iter().for_each(|want| touches.touched(want.id));
         }
         let mut followers = FuturesUnordered::new();

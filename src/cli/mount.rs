@@ -106,7 +106,10 @@ pub(super) fn mount(
             descriptors: Arc::new(Mutex::new(descriptors)),
         },
     };
-    let (io_timeout, passthrough) = (options.config.io_timeout, options.config.keep.passthrough);
+    let (io_timeout, passthrough) = (options.config.io_timeout, options.config.passthrough());
+    if passthrough == Some(false) && options.config.keep.passthrough == Some(true) {
+        tracing::warn!("passthrough: a profile of what is read is recorded; files are read through us");
+    }
     // Opened first, then served: what the second finds here, the first has put there.
     let opened: Mutex<Option<(Arc<Live>, Beside)>> = Mutex::new(None);
     let open = |runtime: &Runtime, Opening { on_file, goes_on }: Opening| -> Result<_, BoxError> {

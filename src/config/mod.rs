@@ -148,6 +148,17 @@ pub struct MountConfig {
     pub service: ServiceConfig,
 }
 
+impl MountConfig {
+    /// Whether the kernel may read a complete copy itself; `None` means: if it can. What it reads so nobody hears of, and a profile of
+    /// what is read would have nothing of it.
+    pub fn passthrough(&self) -> Option<bool> {
+        match self.ahead.record {
+            Some(_) => Some(false),
+            None => self.keep.passthrough,
+        }
+    }
+}
+
 impl Default for MountConfig {
     fn default() -> Self {
         Self {
@@ -204,7 +215,7 @@ pub struct AheadConfig {
 pub struct KeepConfig {
     /// The file that gets a plain copy of an image as it is read; `auto` for one in the cache.
     pub backing: Option<String>,
-    /// Whether the kernel may read a complete copy itself; `None` means: if it can.
+    /// Whether the kernel may read a complete copy itself, see [`MountConfig::passthrough`].
     pub passthrough: Option<bool>,
     /// Whether a table of all metadata is used and made; `None` means: if there is a local cache.
     pub metadata_table: Option<bool>,

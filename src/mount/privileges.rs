@@ -120,7 +120,7 @@ impl Confinement {
             (None, None) => held.clone(),
         };
         let mut session_caps = worker_caps.clone();
-        if config.keep.backing.is_some() && config.keep.passthrough != Some(false) {
+        if config.keep.backing.is_some() && config.passthrough() != Some(false) {
             session_caps.extend(keep(&[Capability::CAP_SYS_ADMIN]));
         }
         let mut control_caps = worker_caps.clone();

@@ -60,7 +60,8 @@ impl Follow {
     }
 }
 
-/// The chunks of a profile that an index has, in the profile's order. Reads all of the index, so it is for a blocking thread.
+/// The chunks of a profile that an index has, in the profile's order, without those that readers find in the backing file. Reads all of the
+/// index, so it is for a blocking thread.
 ///
 /// # Errors
 /// The index is damaged or was changed.
@@ -69,9 +70,10 @@ pub fn known_chunks(profile: &Profile, blob: &ChunkedBlob) -> Result<Vec<Want>, 
         profile.touches.iter().enumerate().map(|(place, touch)| (touch.id, place)).collect();
     let mut known: Vec<Option<Want>> = vec![None; profile.touches.len()];
     let index = blob.index();
-    for item in index.items() {
+    for (chunk_idx, item) in index.items().enumerate() {
         let item = item.map_err(|error| BlobError::Index(error.to_string()))?;
-        if let Some(place) = places.get(&item.id) {
+        // One that comes several times is wanted if it lacks in one of its places.
+        if let Some(place) = places.get(&item.id).filter(|_| !blob.is_in_file(chunk_idx)) {
             known[*place] = Some(Want { id: item.id, n_bytes: item.size_bytes() });
         }
     }

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use nix::mount::MsFlags;
 
-use super::{Ground, ThinDisk, mount_fs, present, wait_until};
+use super::disk::ThinDisk;
+use super::{Ground, mount_fs, present, wait_until};
 use crate::mount::mount_with;
 use crate::support::mounted::Mounted;
 use crate::support::run::command;

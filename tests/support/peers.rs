@@ -84,7 +84,7 @@ fn how_to_get(name: &str) -> String {
         "mksquashfs" => "squashfs-tools",
         "mkfs.ext4" | "e2fsck" | "chattr" | "lsattr" | "debugfs" => "e2fsprogs",
         "fusermount3" | "mount.fuse3" => "fuse3",
-        "unshare" | "nsenter" | "setpriv" => "util-linux",
+        "unshare" | "nsenter" | "setpriv" | "fsfreeze" => "util-linux",
         "systemd-analyze" => "systemd",
         "getfattr" | "setfattr" => "attr",
         "getfacl" | "setfacl" => "acl",

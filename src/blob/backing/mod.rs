@@ -25,11 +25,12 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use tokio::time::Instant as Deadline;
 
 use super::source::IndexBytes;
 use crate::cache::disk::make_root;
@@ -79,6 +80,7 @@ pub struct Backing {
     shared: Arc<Shared>,
     /// `None` when nothing is added: it is complete, or another process's.
     queue: Option<Queue>,
+    closed: Once,
 }
 
 /// What readers and the writer share.
@@ -233,7 +235,7 @@ impl Backing {
             writer::start(Arc::clone(&shared), state, is_foreign, config.keep_free_bytes, queue_bytes, config.max_wait)
         });
         let queue = queue.transpose().map_err(|error| BackingError::Unusable(format!("starting a thread: {error}")))?;
-        Ok(Self { shared, queue })
+        Ok(Self { shared, queue, closed: Once::new() })
     }
 
     /// The file, if all of the image is in it.
@@ -276,11 +278,15 @@ impl Backing {
     }
 
     /// Stops the filling: what was offered is written and flushed, and the state says that the file was left in order. Blocks, for a
-    /// bounded time. Reading goes on.
+    /// bounded time, and the first time only. Reading goes on.
     pub fn close(&self) {
-        if let Some(queue) = &self.queue {
-            queue.close();
-        }
+        let Some(queue) = &self.queue else { return };
+        self.closed.call_once(|| {
+            if !queue.close() {
+                let path = self.shared.path.display();
+                tracing::warn!("backing file {path}: its disk does not answer; it was not closed in order");
+            }
+        });
     }
 
     /// What is known of a chunk.
@@ -294,10 +300,12 @@ impl Backing {
         }
     }
 
-    /// Takes a verified chunk of the image to be written behind the reader's back.
-    pub(super) async fn offer(&self, chunk_idx: usize, chunk: &Chunk) {
-        if let (Some(queue), false) = (&self.queue, self.has(chunk_idx)) {
-            queue.offer(chunk_idx, chunk).await;
+    /// Takes the verified chunks of a read, by their numbers in the index, to be written behind the reader's back. It may be held up until
+    /// `by`.
+    pub(super) async fn offer(&self, chunks: &[(usize, Chunk)], by: Deadline) {
+        let missing = chunks.iter().filter(|(chunk_idx, _)| !self.has(*chunk_idx));
+        if let Some(queue) = &self.queue {
+            queue.offer(missing.map(|(chunk_idx, chunk)| (*chunk_idx, chunk)), by).await;
         }
     }
 
@@ -372,6 +380,12 @@ impl Backing {
     /// The counters it adds to.
     pub(super) fn report(&self) -> &Report {
         &self.shared.report
+    }
+}
+
+impl Drop for Backing {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 

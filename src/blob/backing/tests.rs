@@ -1,5 +1,6 @@
 //! A backing file without a mount: what comes back, what is refused, and that no damage makes a wrong byte readable.
 
+use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::time::SystemTime;
 
@@ -60,14 +61,15 @@ impl Image {
     fn fill(&self, backing: &Backing, chunks: impl IntoIterator<Item = usize>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         for chunk_idx in chunks {
-            runtime.block_on(backing.offer(chunk_idx, &self.chunks[chunk_idx]));
+            runtime.block_on(backing.offer(&[(chunk_idx, self.chunks[chunk_idx].clone())], in_a_minute()));
         }
     }
 
     /// Offers chunks where nobody can wait.
     fn fill_at_once(&self, backing: &Backing, chunks: impl IntoIterator<Item = usize>) {
         for chunk_idx in chunks {
-            let offered = futures_util::FutureExt::now_or_never(backing.offer(chunk_idx, &self.chunks[chunk_idx]));
+            let chunks = [(chunk_idx, self.chunks[chunk_idx].clone())];
+            let offered = futures_util::FutureExt::now_or_never(backing.offer(&chunks, in_a_minute()));
             assert!(offered.is_some(), "somebody waits for the disk");
         }
     }
@@ -102,6 +104,10 @@ impl Image {
 /// A directory in memory where there is one: these tests flush a lot.
 fn directory() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+fn in_a_minute() -> Deadline {
+    Deadline::now() + Duration::from_secs(60)
 }
 
 /// Ends it, and waits until all is written.
@@ -398,6 +404,24 @@ fn who_asks_for_a_flush_finds_on_the_disk_what_was_written_before() {
     runtime.block_on(backing.flushed());
     assert!((0..100).all(|chunk_idx| backing.held(chunk_idx) == Held::Yes));
     runtime.block_on(backing.flushed());
+}
+
+#[test]
+fn a_disk_that_does_not_answer_is_waited_for_once() {
+    const MAX_CLOSE: Duration = Duration::from_secs(2);
+    let (directory, image) = (directory(), Image::new(10, 1));
+    let mut backing = image.open(&directory.path().join("image")).unwrap();
+    // A thread that never ends has the place of the one that does.
+    let (mut queue, _inbox, _told) = Queue::new(1 << 20, Duration::ZERO);
+    queue.max_close = MAX_CLOSE;
+    assert!(backing.queue.replace(queue).unwrap().close());
+    let start = Instant::now();
+    backing.close();
+    assert!(start.elapsed() >= MAX_CLOSE);
+    let start = Instant::now();
+    backing.close();
+    drop(backing);
+    assert!(start.elapsed() < MAX_CLOSE);
 }
 
 #[test]

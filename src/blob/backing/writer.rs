@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use super::Shared;
 use super::map::{Map, State, Unsynced};
-use super::queue::{Inbox, MAX_CLOSE, Message, Queue};
+use super::queue::{FIRST_REST, Inbox, LONGEST_REST, Message, Queue};
 use super::state::{BLOCK_BYTES, Condition, FileId, encode_map_block, map_block_at};
 use crate::chunk::Chunk;
 
@@ -35,10 +35,6 @@ const CHECK_BYTES: u64 = 4 << 20;
 
 /// Claims are checked when nobody has read for so long.
 const QUIET: Duration = Duration::from_millis(50);
-
-/// How long nothing is added after a failure; each doubles it, up to the longest.
-const FIRST_REST: Duration = Duration::from_secs(1);
-const LONGEST_REST: Duration = Duration::from_secs(60);
 
 /// What file systems give out at a time, mostly.
 const DISK_BLOCK_BYTES: u64 = 4096;
@@ -184,7 +180,7 @@ impl Writer {
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Keep(chunk_idx, chunk, _permit, answer) => {
+            Message::Keep(chunk_idx, chunk, _room, answer) => {
                 if !self.inbox.rest.is_on() {
                     match self.keep(chunk_idx, &chunk) {
                         // What was written tells nothing about a disk that fails later.
@@ -435,16 +431,14 @@ impl Writer {
         synced
     }
 
+    /// Takes as long as the disk does. Who ends the mount waits for a bounded time only, and says so.
     fn close(mut self) {
-        let start = Instant::now();
         while self.flushing.is_some() {
-            match self.inbox.receiver.recv_timeout(MAX_CLOSE.saturating_sub(start.elapsed())) {
+            match self.inbox.receiver.recv() {
                 Ok(message @ Message::Flushed(..)) => self.take(message),
                 Ok(_) => {}
-                Err(_) => {
-                    let path = self.shared.path.display();
-                    return tracing::warn!("backing file {path}: its disk does not answer; it was not closed in order");
-                }
+                // Not as long as we can send ourselves.
+                Err(_) => break,
             }
         }
         self.begin_flush();

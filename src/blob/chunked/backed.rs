@@ -3,6 +3,8 @@
 use std::io;
 use std::ops::Range;
 
+use tokio::time::Instant;
+
 use super::*;
 use crate::blob::backing::{Backing, BackingConfig, BackingError, Held, Presence, is_hashed_at_once};
 use crate::blob::replies::Reply;
@@ -95,13 +97,15 @@ impl ChunkedBlob {
         }
         let item = self.shared.index.item(chunk_idx).map_err(|error| self.shared.damaged(error))?;
         let chunk = self.cache.get(self.shared.digest, want(&item)).await?;
-        for _ in 0..=MAX_RESTS {
-            if backing.keep(chunk_idx, &chunk).await {
-                return Ok(Filled::Kept);
+        let mut n_rests = 0;
+        while !backing.keep(chunk_idx, &chunk).await {
+            if n_rests == MAX_RESTS {
+                return Ok(Filled::Refused);
             }
+            n_rests += 1;
             backing.rested().await;
         }
-        Ok(Filled::Refused)
+        Ok(Filled::Kept)
     }
 
     /// Waits until what was filled into the backing file by now was flushed. A number that is another one each time when something that
@@ -118,6 +122,16 @@ impl ChunkedBlob {
         self.backing().is_none_or(|backing| backing.has(chunk_idx))
     }
 
+    /// Whether all of the blob is in its backing file.
+    pub(super) fn is_complete(&self) -> bool {
+        self.backing().is_some_and(|backing| backing.complete_file().is_some())
+    }
+
+    /// Whether a reader finds a chunk, by its number in the index, in the backing file, as far as is known before it is looked at.
+    pub fn is_in_file(&self, chunk_idx: usize) -> bool {
+        self.backing().is_some_and(|backing| backing.held(chunk_idx) != Held::No)
+    }
+
     /// As [`ChunkedBlob::read_at`], with a backing file.
     pub(super) async fn read_backed(
         &self,
@@ -127,6 +141,10 @@ impl ChunkedBlob {
     ) -> Result<Bytes, BlobError> {
         let shared = &self.shared;
         if backing.complete_file().is_some() {
+            if let Some(touches) = self.cache.touches() {
+                // The file is read without the index. One that was damaged since names nothing, and hinders nobody.
+                shared.pieces(offset, n_bytes).iter().flatten().for_each(|piece| touches.touched(piece.want.id));
+            }
             let whole = Run { reply: 0..n_bytes, offset, pieces: 0..0 };
             let (reply, lost) = read_runs(backing, shared.replies.begin(n_bytes).await, vec![whole]).await?;
             if lost.is_empty() {
@@ -134,15 +152,23 @@ impl ChunkedBlob {
                 return Ok(Bytes::from_owner(reply));
             }
         }
+        // Fetching ends about then, and so has to end what the answer waits for after it.
+        let by = Instant::now() + self.cache.fetch_timeout();
         let pieces = shared.pieces(offset, n_bytes)?;
         let held: Vec<Held> = pieces.iter().map(|piece| backing.held(piece.chunk_idx)).collect();
+        if let Some(touches) = self.cache.touches() {
+            // The cache tells of those that it is asked for.
+            let in_file = pieces.iter().zip(&held).filter(|(_, held)| **held != Held::No);
+            in_file.for_each(|(piece, _)| touches.touched(piece.want.id));
+        }
         if let ([piece], [Held::No]) = (pieces.as_slice(), held.as_slice()) {
             let chunk = match self.cache.peek(&piece.want) {
                 Some(chunk) => chunk,
                 None => self.cache.get(shared.digest, piece.want).await?,
             };
-            backing.offer(piece.chunk_idx, &chunk).await;
-            return Ok(chunk.plain().slice(piece.range.clone()));
+            let plain = chunk.plain().slice(piece.range.clone());
+            backing.offer(&[(piece.chunk_idx, chunk)], by).await;
+            return Ok(plain);
         }
         let of_kind = |kind| (0..pieces.len()).filter(|&piece_idx| held[piece_idx] == kind).collect::<Vec<usize>>();
         let mut claimed = of_kind(Held::Claimed);
@@ -205,9 +231,7 @@ impl ChunkedBlob {
                     got.push((pieces[missing[want_idx]].chunk_idx, chunk));
                 };
                 self.cache.get_many(shared.digest, &wants, take).await?;
-                for (chunk_idx, chunk) in got {
-                    backing.offer(chunk_idx, &chunk).await;
-                }
+                backing.offer(&got, by).await;
             }
         }
         Ok(Bytes::from_owner(reply))

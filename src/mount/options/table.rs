@@ -332,7 +332,7 @@ pub const MOUNT_OPTIONS: &[MountOption] = &[
         kind: ValueKind::Text,
         placeholder: Some("FILE"),
         repeatable: false,
-        help: "Write a profile of what is read first",
+        help: "Write a profile of what is read first; the kernel reads no plain copy itself meanwhile",
         set: |config, value| {
             config.ahead.record = Some(non_empty(value)?.into());
             Some(())
