@@ -1,5 +1,6 @@
 //! A backing file without a mount: what comes back, what is refused, and that no damage makes a wrong byte readable.
 
+use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::time::SystemTime;
 
