@@ -42,18 +42,13 @@ impl Ground {
     fn new(n_bytes: usize) -> Option<Self> {
         let mut content = Xorshift::seeded(n_bytes as u64).bytes(n_bytes);
         content[n_bytes / 2..n_bytes * 3 / 4].fill(0);
-        Self::of(content, "4:16:64")
-    }
-
-    /// An image of this content, of chunks of these sizes in KiB.
-    fn of(content: Vec<u8>, sizes: &str) -> Option<Self> {
         if !can_mount() {
             return None;
         }
         let scratch = Scratch::new();
         let (index, store) = (scratch.join("disk.caibx"), scratch.join("disk.castr"));
         let blob = scratch.file("disk", &content);
-        run(caifs().args(["make", "-m", sizes, "-s"]).arg(&store).arg(&index).arg(&blob)).ok();
+        run(caifs().args(["make", "-m", "4:16:64", "-s"]).arg(&store).arg(&index).arg(&blob)).ok();
         let mountpoint = scratch.dir("m");
         Some(Self { scratch, content, index, store, mountpoint })
     }

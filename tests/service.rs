@@ -144,7 +144,7 @@ fn a_restarted_service_goes_on_while_its_store_is_away() {
         command
     });
     manager.start();
-    let held = File::open(mnt.join("x")).unwrap();
+    let held = open(&ground, "x");
     // The store is there and has nothing for the moment.
     let away = ground.scratch.join("away");
     fs::rename(&ground.store, &away).unwrap();

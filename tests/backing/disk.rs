@@ -1,18 +1,15 @@
 //! Backing files on disks that are full, that fail when they are flushed, and that do not answer.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use super::{Ground, mount_fs, present, wait_until};
 use crate::mount::mount_with;
-use crate::support::mounted::unmount;
+use crate::support::mounted::{Mounted, unmount};
 use crate::support::peers::{missing, peer};
 use crate::support::run::{command, run};
-
-/// What a block of a state is long.
-const BLOCK_BYTES: usize = 512;
 
 #[test]
 fn a_full_disk_ends_the_filling_and_nothing_else() {
@@ -62,7 +59,8 @@ impl ThinDisk {
         let image = tmpfs.join("ext4");
         File::create(&image).unwrap().set_len(64 << 20).unwrap();
         // Without a journal, whose failure would end all writing for good.
-        let options = ["-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=0"];
+        // A block is as long as what the tmpfs gives out, so that a new one always takes room.
+        let options = ["-q", "-F", "-b", "4096", "-O", "^has_journal", "-E", "lazy_itable_init=0"];
         run(command("mkfs.ext4", options).arg(&image)).ok();
         let disk = Self { tmpfs, path: ground.scratch.dir("on-thin") };
         match disk.mount() {
@@ -149,38 +147,14 @@ fn what_a_flush_could_not_bring_to_the_disk_is_written_again() {
     nix::mount::umount(&disk.path).unwrap();
 }
 
-/// The block of a state that says of which file it is and how that was left.
-fn condition(state: &Path) -> Vec<u8> {
-    let mut block = vec![0; BLOCK_BYTES];
-    File::open(state).unwrap().read_exact_at(&mut block, BLOCK_BYTES as u64).unwrap();
-    block
-}
-
-#[test]
-fn a_state_that_the_disk_does_not_take_never_says_of_which_file_it_is() {
-    // So many chunks that the map is longer than what the disk has of the state when it is full.
-    let Some(ground) = Ground::of(vec![0; 56 << 20], "1:2:4") else { return };
-    let Some(disk) = ThinDisk::new(&ground) else { return };
-    let (backing, state, log) =
-        (disk.path.join("backing"), disk.path.join("backing.caifs"), ground.scratch.join("log"));
-    let option = format!("backing={},cache-keep-free=0,log={}", backing.display(), log.display());
-    let mount = || mount_with(&ground.index, Some(&ground.store), &ground.mountpoint, &["-o", &option]).unwrap();
-    assert!(mount().end());
-    let right = fs::read(&state).unwrap();
-    assert!(right.len() > 3 * 4096, "{}", right.len());
-    // As it is before anything is known of the file. What there was keeps its place on the disk.
-    fs::rename(&state, disk.path.join("before")).unwrap();
-    fs::write(&state, [&right[..BLOCK_BYTES], &[0; BLOCK_BYTES]].concat()).unwrap();
-    fs::set_permissions(&state, fs::metadata(disk.path.join("before")).unwrap().permissions()).unwrap();
-    nix::unistd::syncfs(File::open(&disk.path).unwrap()).unwrap();
-    disk.set_full(true);
-    let mounted = mount();
-    wait_until("the state cannot be flushed", || fs::read_to_string(&log).unwrap().contains("os error"));
-    assert!(condition(&state).iter().all(|byte| *byte == 0), "what may be lost counts");
-    disk.set_full(false);
-    wait_until("the state is of the file", || condition(&state).iter().any(|byte| *byte != 0));
-    assert!(mounted.end());
-    nix::mount::umount(&disk.path).unwrap();
+/// Mounts with a backing file on a disk all of which it may use, and more options. What is said before the mount goes into the background
+/// is in the log as well.
+pub(super) fn mount_logged(ground: &Ground, mountpoint: &Path, backing: &Path, log: &Path, options: &str) -> Mounted {
+    let option = format!("backing={},cache-keep-free=0,log={}{options}", backing.display(), log.display());
+    let script = format!("exec \"$0\" \"$@\" 2>>{}", log.display());
+    let mut mount = command("sh", ["-c", &script, env!("CARGO_BIN_EXE_caifs"), "mount", "-v", "-o", &option, "-s"]);
+    mount.arg(&ground.store).arg(&ground.index).arg(mountpoint);
+    Mounted::by_command(&mut mount, mountpoint).unwrap()
 }
 
 #[test]

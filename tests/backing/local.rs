@@ -56,7 +56,7 @@ fn what_is_read_from_the_file_is_recorded_and_not_replayed() {
     ground.check_all();
     drop(file);
     assert!(mounted.end());
-    assert_eq!(named(&profiles[2]), all);
+    assert!(named(&profiles[2]) == all, "{} chunks", named(&profiles[2]).len());
 
     // Without the recording the kernel reads it, and a replay finds all of it there.
     let log = ground.scratch.join("log");
@@ -80,5 +80,5 @@ fn what_is_read_from_the_file_is_recorded_and_not_replayed() {
     assert_ne!(present(&ground.image()), "100");
     ground.check_all();
     assert!(mounted.end());
-    assert_eq!(named(&profiles[1]), all);
+    assert!(named(&profiles[1]) == all, "{} chunks", named(&profiles[1]).len());
 }

@@ -5,19 +5,14 @@ use std::path::Path;
 
 use nix::mount::MsFlags;
 
-use super::disk::ThinDisk;
+use super::disk::{ThinDisk, mount_logged};
 use super::{Ground, mount_fs, present, wait_until};
 use crate::mount::mount_with;
 use crate::support::mounted::Mounted;
-use crate::support::run::command;
 
-/// Mounts with a backing file that is warmed. What is said before the mount goes into the background is in the log as well.
+/// Mounts with a backing file that is warmed.
 fn warm(ground: &Ground, mountpoint: &Path, backing: &Path, log: &Path) -> Mounted {
-    let option = format!("backing={},cache-keep-free=0,warm=all,log={}", backing.display(), log.display());
-    let script = format!("exec \"$0\" \"$@\" 2>>{}", log.display());
-    let mut mount = command("sh", ["-c", &script, env!("CARGO_BIN_EXE_caifs"), "mount", "-v", "-o", &option, "-s"]);
-    mount.arg(&ground.store).arg(&ground.index).arg(mountpoint);
-    Mounted::by_command(&mut mount, mountpoint).unwrap()
+    mount_logged(ground, mountpoint, backing, log, ",warm=all")
 }
 
 fn has_logged(log: &Path, what: &str) -> bool {
