@@ -189,16 +189,28 @@ fn root_asks_the_mount_of_a_user() {
     let all = run(&mut ground.caifs(&["status"])).ok().text();
     assert!(all.contains(ground.mnt.to_str().unwrap()), "{all}");
     run(ground.caifs(&["reload"]).arg(&ground.mnt)).ok();
+    // A mount of root's that was killed left its socket, and this one has got its number.
+    let id = MountTable::read().unwrap().at(&ground.mnt).unwrap().id;
+    let name = format!("{}:{}.sock", id.major, id.minor);
+    fs::create_dir(ground.run_dir()).unwrap();
+    drop(UnixListener::bind(ground.run_dir().join(&name)).unwrap());
+    assert_eq!(ground.status()["pid"], mounted.pids()[0]);
+    fs::remove_dir_all(ground.run_dir()).unwrap();
 
     // The user could lead root to somebody else's socket.
     let dir = Path::new("/tmp/caifs-65534");
     assert_eq!(dir.symlink_metadata().unwrap().uid(), USER);
-    let id = MountTable::read().unwrap().at(&ground.mnt).unwrap().id;
-    let socket = dir.join(format!("{}:{}.sock", id.major, id.minor));
+    let socket = dir.join(&name);
     fs::remove_file(&socket).unwrap();
     let _other = UnixListener::bind(&socket).unwrap();
     let refused = run(ground.caifs(&["status"]).arg(&ground.mnt)).fails();
     assert!(refused.error_line().ends_with("somebody else listens than who mounted"), "{}", refused.error_line());
+    // Nor does he make root's own look at everything fail.
+    let all = run(&mut ground.caifs(&["status"])).ok().text();
+    assert!(all.contains("somebody else listens than who mounted"), "{all}");
+    let reloaded = run(&mut ground.caifs(&["reload", "--all"])).ok().text();
+    let top = run(&mut ground.caifs(&["top", "-n", "1"])).ok().text();
+    assert!([&reloaded, &top].iter().all(|text| !text.contains(ground.mnt.to_str().unwrap())), "{reloaded}{top}");
     fs::remove_file(&socket).unwrap();
     let missing = run(ground.caifs(&["status"]).arg(&ground.mnt)).fails();
     assert!(missing.error_line().contains("it was mounted by user 65534"), "{}", missing.error_line());
