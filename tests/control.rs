@@ -2,6 +2,7 @@
 //! services that hang.
 
 mod change;
+mod ending;
 mod ground;
 mod metrics;
 mod soak;
