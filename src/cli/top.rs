@@ -150,6 +150,17 @@ fn section(status: &Status, before: Option<(f64, &Status)>) -> String {
     );
     let tiers: Vec<String> = status.tiers.iter().map(|tier| tier_now(tier.name.as_str(), status, before)).collect();
     let _ = writeln!(text, "  {}", tiers.join("  "));
+    let early = &status.early;
+    if early.n_ahead + early.n_warmed + early.n_in_flight > 0 {
+        let _ = writeln!(
+            text,
+            "  read ahead {}  ahead now {}  warmed {}  {} under way",
+            per_second(&|status| status.early.ahead_bytes),
+            bytes(early.ahead_now_bytes),
+            per_second(&|status| status.early.warmed_bytes),
+            early.n_in_flight
+        );
+    }
     for (place, store) in status.stores.iter().enumerate() {
         let of_store = |value: fn(&crate::mount::control::protocol::StoreStatus) -> u64| {
             rate(&|status: &Status| status.stores.get(place).map_or(0, value))
@@ -191,6 +202,13 @@ fn section(status: &Status, before: Option<(f64, &Status)>) -> String {
 
 /// How often a tier had what was asked, since the last look; and how full it is.
 fn tier_now(name: &str, status: &Status, before: Option<(f64, &Status)>) -> String {
+    let tier = status.tiers.iter().find(|tier| tier.name == name);
+    if let Some(present) = tier.and_then(|tier| tier.present.as_ref()) {
+        return match present.n_complete == present.n_files {
+            true => format!("{name} complete"),
+            false => format!("{name} {} of {} chunks", present.n_present, present.n_chunks),
+        };
+    }
     let figures = |status: &Status| {
         status.tiers.iter().find(|tier| tier.name == name).map_or((0, 0), |tier| (tier.n_hits, tier.n_misses))
     };
@@ -201,7 +219,6 @@ fn tier_now(name: &str, status: &Status, before: Option<(f64, &Status)>) -> Stri
         0 => "idle".to_owned(),
         n => format!("{} found", percent(hits as f64 / n as f64)),
     };
-    let tier = status.tiers.iter().find(|tier| tier.name == name);
     let full = tier.and_then(|tier| tier.used_bytes.zip(tier.limit_bytes));
     let full = full.map_or_else(String::new, |(used, limit)| format!(", {} of {}", bytes(used), bytes(limit)));
     format!("{name} {rate}{full}")
@@ -345,7 +362,7 @@ impl Drop for Screen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mount::control::protocol::{StoreStatus, TierStatus};
+    use crate::mount::control::protocol::{BackingStatus, StoreStatus, TierStatus};
 
     fn status(n: u64) -> Status {
         let mut status = Status {
@@ -367,6 +384,9 @@ mod tests {
             limit_bytes: Some(2),
             ..TierStatus::default()
         });
+        let present = BackingStatus { n_files: 1, n_complete: 0, n_chunks: 100, n_present: n };
+        status.tiers.push(TierStatus { name: "backing".into(), present: Some(present), ..TierStatus::default() });
+        (status.early.n_warmed, status.early.warmed_bytes, status.early.ahead_bytes) = (n, n << 11, n << 12);
         status.stores.push(StoreStatus {
             name: "http://h".into(),
             is_healthy: true,
@@ -383,7 +403,8 @@ mod tests {
         let shown = section(&second, Some((2.0, &first)));
         for wanted in [
             "read 5.0 MiB/s  fetched 5.0 KiB/s  55 requests/s",
-            "memory 75 % found, 1 B of 2 B",
+            "memory 75 % found, 1 B of 2 B  backing 20 of 100 chunks",
+            "read ahead 20.0 KiB/s  ahead now 0 B  warmed 10.0 KiB/s  0 under way",
             "store http://h  ok  25/s, 0 under way, 0 failed/s  5.0 KiB/s",
         ] {
             assert!(shown.contains(wanted), "{wanted} is not in\n{shown}");
