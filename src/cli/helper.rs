@@ -254,7 +254,8 @@ fn perform(call: Call) -> Result<(), (String, u8)> {
         return Ok(());
     }
     // mount(8) cannot know it from the mount table, which has the source without its secrets.
-    if source != typed.source && attach::is_mounted(&args.mountpoint, &source) {
+    let refusal = |error: MountError| (format!("cannot mount {what} on {mountpoint}: {error}"), error.exit_code());
+    if source != typed.source && attach::is_mounted(&args.mountpoint, &source).map_err(refusal)? {
         tell("is already mounted on");
         return Ok(());
     }

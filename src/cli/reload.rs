@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 
 use super::figures::safe;
 use super::runtime_dir::runtime_dir;
-use crate::mount::control::client::{ControlError, Place, all, ask_place, place_of, wrong_reply};
+use crate::mount::control::client::{ControlError, Place, all_own, ask_place, place_of, wrong_reply};
 use crate::mount::control::protocol::{Change, Changed};
 use crate::mount::control::{Reply, Request};
 
@@ -45,12 +45,12 @@ pub fn run(args: &ReloadArgs) -> Result<()> {
     }
     let mut outcomes = Vec::new();
     let mut failed = Vec::new();
-    for place in all(&dir)? {
+    for place in all_own(&dir)? {
         let name = place.name().to_string_lossy().into_owned();
         match reload(&place) {
             Ok(changed) if args.json => outcomes.push(serde_json::json!({ "mountpoint": name, "changed": changed })),
             Ok(changed) => write!(out, "{}:\n{}", safe(&name), text(&changed))?,
-            // A mount of another user, or without a socket, is not meant.
+            // A mount without a socket is not meant.
             Err(ControlError::NoSocket { .. } | ControlError::Dead(_)) => {}
             Err(error) => failed.push(format!("{name}: {error}")),
         }

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use super::figures::{bytes, count, fitted, percent, safe, span};
 use super::runtime_dir::runtime_dir;
 use crate::mount::control::client::{ControlError, Place, all, ask_all, place_of, status_of};
-use crate::mount::control::protocol::{Status, StoreStatus, TierStatus};
+use crate::mount::control::protocol::{BackingStatus, EarlyStatus, Status, StoreStatus, TierStatus};
 
 /// Requests and fetches shown to people.
 const MAX_SHOWN: usize = 10;
@@ -17,7 +17,7 @@ const MAX_SHOWN: usize = 10;
 /// Arguments of `status`.
 #[derive(Debug, clap::Args)]
 pub struct StatusArgs {
-    /// The mountpoint (or anything in it) [default: all mounts of this user, one a line].
+    /// The mountpoint (or anything in it) [default: all mounts, for root those of users as well, one a line].
     #[arg(value_name = "DIR")]
     pub mountpoint: Option<PathBuf>,
     /// Print it as JSON.
@@ -41,10 +41,11 @@ pub fn run(args: &StatusArgs) -> Result<()> {
         true => writeln!(out, "{}", serde_json::to_string_pretty(&json(&seen))?)?,
         false => out.write_all(table(&seen).as_bytes())?,
     }
-    // That there is no socket is said in the table; it may be meant.
-    let is_silent =
-        |status: &Result<Status, ControlError>| !matches!(status, Ok(_) | Err(ControlError::NoSocket { .. }));
-    let n_silent = seen.iter().filter(|(_, status)| is_silent(status)).count();
+    // That there is no socket is said in the table; it may be meant. What users' mounts do is theirs to see to.
+    let is_silent = |(place, status): &&(Place, Result<Status, ControlError>)| {
+        !matches!(status, Ok(_) | Err(ControlError::NoSocket { .. })) && place.is_own(&dir)
+    };
+    let n_silent = seen.iter().filter(is_silent).count();
     if n_silent > 0 {
         bail!("{n_silent} of {} mounts do not answer", seen.len());
     }
@@ -150,6 +151,12 @@ pub fn text(status: &Status) -> String {
             count(totals.n_fetches)
         ),
     );
+    if totals.n_passthrough_opens > 0 {
+        sheet.line(
+            "totals",
+            format!("{} opens that the kernel reads itself, uncounted", count(totals.n_passthrough_opens)),
+        );
+    }
     let mut wrong = Vec::new();
     for (n, what) in [
         (totals.n_missing, "missing"),
@@ -172,6 +179,9 @@ pub fn text(status: &Status) -> String {
     }
     for tier in &status.tiers {
         sheet.line("tiers", tier_line(tier));
+    }
+    for line in early_lines(&status.early) {
+        sheet.line("early", line);
     }
     for share in &status.budget {
         let waiting = if share.n_waiting > 0 { format!(", {} wait", share.n_waiting) } else { String::new() };
@@ -267,10 +277,10 @@ fn store_details(store: &StoreStatus) -> Vec<String> {
 
 fn tier_line(tier: &TierStatus) -> String {
     let mut parts = Vec::new();
-    if let Some(rate) = tier.hit_rate {
-        parts.push(format!("{} of {} found", percent(rate), count(tier.n_hits + tier.n_misses)));
-    } else {
-        parts.push("not asked yet".to_owned());
+    match (tier.hit_rate, &tier.present) {
+        (_, Some(present)) => parts.push(backing_line(tier, present)),
+        (Some(rate), None) => parts.push(format!("{} of {} found", percent(rate), count(tier.n_hits + tier.n_misses))),
+        (None, None) => parts.push("not asked yet".to_owned()),
     }
     match (tier.used_bytes, tier.limit_bytes) {
         (Some(used), Some(limit)) => parts.push(format!("{} of {}", bytes(used), bytes(limit))),
@@ -287,6 +297,40 @@ fn tier_line(tier: &TierStatus) -> String {
     }
     let place = tier.place.as_deref().map_or_else(String::new, |place| format!(" in {}", safe(place)));
     format!("{}{place}: {}", tier.name, parts.join(", "))
+}
+
+fn backing_line(tier: &TierStatus, present: &BackingStatus) -> String {
+    let files = match present.n_files {
+        1 => String::new(),
+        n => format!(" in {n} files"),
+    };
+    let there = match present.n_complete == present.n_files {
+        true => "complete".to_owned(),
+        false => format!("{} of {} chunks", count(present.n_present), count(present.n_chunks)),
+    };
+    format!("{there}{files}, {} reads from it alone", count(tier.n_hits))
+}
+
+/// What was fetched before anybody asked, if anything was.
+fn early_lines(early: &EarlyStatus) -> Vec<String> {
+    let mut lines = Vec::new();
+    if early.n_ahead > 0 || early.n_ahead_readers > 0 {
+        lines.push(format!(
+            "read ahead: {} in {} chunks, {} used; now {} ahead of {} readers",
+            bytes(early.ahead_bytes),
+            count(early.n_ahead),
+            bytes(early.ahead_used_bytes),
+            bytes(early.ahead_now_bytes),
+            early.n_ahead_readers
+        ));
+    }
+    if early.n_warmed > 0 {
+        lines.push(format!("warmed or replayed: {} in {} chunks", bytes(early.warmed_bytes), count(early.n_warmed)));
+    }
+    if early.n_in_flight > 0 {
+        lines.push(format!("{} chunks under way", count(early.n_in_flight)));
+    }
+    lines
 }
 
 fn waiting(sheet: &mut Sheet, status: &Status) {
@@ -382,6 +426,25 @@ mod tests {
             limit_bytes: Some(2 << 20),
             ..TierStatus::default()
         });
+        status.tiers.push(TierStatus {
+            name: "backing".into(),
+            place: Some("/b.img".into()),
+            n_hits: 7,
+            n_kept: 2,
+            present: Some(BackingStatus { n_files: 1, n_complete: 0, n_chunks: 48, n_present: 16 }),
+            ..TierStatus::default()
+        });
+        status.early = EarlyStatus {
+            n_ahead: 3,
+            ahead_bytes: 3 << 20,
+            ahead_used_bytes: 2 << 20,
+            n_ahead_readers: 1,
+            ahead_now_bytes: 1 << 20,
+            n_warmed: 5,
+            warmed_bytes: 5 << 20,
+            n_in_flight: 2,
+        };
+        status.totals.n_passthrough_opens = 4;
         status.totals.eio.push(("03 store failed".into(), 2));
         status
     }
@@ -400,6 +463,11 @@ mod tests {
             "               last error, 2.0 s ago: timed out",
             "               concurrency=4",
             "  tiers      memory: 75 % of 4 found, 1.0 MiB of 2.0 MiB",
+            "             backing in /b.img: 16 of 48 chunks, 7 reads from it alone, 2 kept",
+            "             4 opens that the kernel reads itself, uncounted",
+            "  early      read ahead: 3.0 MiB in 3 chunks, 2.0 MiB used; now 1.0 MiB ahead of 1 readers",
+            "             warmed or replayed: 5.0 MiB in 5 chunks",
+            "             2 chunks under way",
             "  requests   0 answered, 1 wait",
             "               read for 12.3 s: inode 2, 512 bytes from 4096",
             "               6a1d for 12.3 s",
@@ -407,6 +475,13 @@ mod tests {
         ] {
             assert!(shown.lines().any(|line| line == wanted), "{wanted:?} is not in\n{shown}");
         }
+    }
+
+    #[test]
+    fn a_backing_file_that_is_complete_is_said_to_be() {
+        let present = Some(BackingStatus { n_files: 1, n_complete: 1, n_chunks: 48, n_present: 48 });
+        let tier = TierStatus { name: "backing".into(), place: Some("/b".into()), present, ..TierStatus::default() };
+        assert_eq!(tier_line(&tier), "backing in /b: complete, 0 reads from it alone");
     }
 
     #[test]

@@ -2,26 +2,32 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal, Write as _};
+use std::io::{self, IsTerminal, Read as _, Write as _};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
 
 use super::figures::{bytes, fitted, percent, safe, span};
 use super::runtime_dir::runtime_dir;
 use crate::config::units::parse_span;
-use crate::mount::control::client::{Place, all, ask_all, place_of};
+use crate::mount::control::client::{ControlError, Place, all_own, ask_all, place_of};
 use crate::mount::control::protocol::Status;
-use crate::sys::{KeyMode, terminal_size};
+use crate::sys::{KeyMode, catch_signals, terminal_size};
 
 /// The shortest time between two looks.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Requests shown of each mount.
 const MAX_REQUESTS: usize = 5;
+
+const CTRL_C: u8 = 3;
+const ESCAPE: u8 = 0x1b;
 
 /// Arguments of `top`.
 #[derive(Debug, clap::Args)]
@@ -47,28 +53,16 @@ pub fn run(args: &TopArgs) -> Result<()> {
     let mut before: HashMap<String, (Instant, Status)> = HashMap::new();
     let mut n_looks = 0;
     loop {
-        let places: Vec<Place> = match &args.mountpoint {
-            Some(mountpoint) => vec![place_of(&dir, mountpoint)?],
-            None => all(&dir)?,
+        let (dir, mountpoint) = (dir.clone(), args.mountpoint.clone());
+        let look = move || look(&dir, mountpoint.as_deref());
+        let seen = match &screen {
+            Some(screen) => match screen.while_it_lasts(look)? {
+                Some(seen) => seen?,
+                None => return Ok(()),
+            },
+            None => look()?,
         };
-        let mut text = String::new();
-        let mut seen = HashMap::new();
-        for (place, status) in ask_all(&dir, places) {
-            match status {
-                Ok(status) => {
-                    let now = Instant::now();
-                    let last = before.get(&status.device);
-                    text.push_str(&section(&status, last.map(|(at, status)| ((now - *at).as_secs_f64(), status))));
-                    seen.insert(status.device.clone(), (now, status));
-                }
-                Err(error) => {
-                    let _ = writeln!(text, "{}: {}", safe(&place.name().to_string_lossy()), safe(&error.to_string()));
-                }
-            }
-        }
-        if text.is_empty() {
-            text.push_str("no mounts of caifs\n");
-        }
+        let (text, seen) = page(seen, &before);
         before = seen;
         n_looks += 1;
         match &screen {
@@ -87,6 +81,39 @@ pub fn run(args: &TopArgs) -> Result<()> {
             None => std::thread::sleep(interval),
         }
     }
+}
+
+type Seen = Vec<(Place, Result<Status, ControlError>)>;
+
+fn look(dir: &Path, mountpoint: Option<&Path>) -> Result<Seen, ControlError> {
+    let places = match mountpoint {
+        Some(mountpoint) => vec![place_of(dir, mountpoint)?],
+        None => all_own(dir)?,
+    };
+    Ok(ask_all(dir, places))
+}
+
+/// What is shown of a look, and what the next one is compared with.
+fn page(seen: Seen, before: &HashMap<String, (Instant, Status)>) -> (String, HashMap<String, (Instant, Status)>) {
+    let mut text = String::new();
+    let mut now_seen = HashMap::new();
+    for (place, status) in seen {
+        match status {
+            Ok(status) => {
+                let now = Instant::now();
+                let last = before.get(&status.device);
+                text.push_str(&section(&status, last.map(|(at, status)| ((now - *at).as_secs_f64(), status))));
+                now_seen.insert(status.device.clone(), (now, status));
+            }
+            Err(error) => {
+                let _ = writeln!(text, "{}: {}", safe(&place.name().to_string_lossy()), safe(&error.to_string()));
+            }
+        }
+    }
+    if text.is_empty() {
+        text.push_str("no mounts of caifs\n");
+    }
+    (text, now_seen)
 }
 
 /// Lines about one mount; `before` is what it was so many seconds ago.
@@ -123,6 +150,17 @@ fn section(status: &Status, before: Option<(f64, &Status)>) -> String {
     );
     let tiers: Vec<String> = status.tiers.iter().map(|tier| tier_now(tier.name.as_str(), status, before)).collect();
     let _ = writeln!(text, "  {}", tiers.join("  "));
+    let early = &status.early;
+    if early.n_ahead + early.n_warmed + early.n_in_flight > 0 {
+        let _ = writeln!(
+            text,
+            "  read ahead {}  ahead now {}  warmed {}  {} under way",
+            per_second(&|status| status.early.ahead_bytes),
+            bytes(early.ahead_now_bytes),
+            per_second(&|status| status.early.warmed_bytes),
+            early.n_in_flight
+        );
+    }
     for (place, store) in status.stores.iter().enumerate() {
         let of_store = |value: fn(&crate::mount::control::protocol::StoreStatus) -> u64| {
             rate(&|status: &Status| status.stores.get(place).map_or(0, value))
@@ -164,6 +202,13 @@ fn section(status: &Status, before: Option<(f64, &Status)>) -> String {
 
 /// How often a tier had what was asked, since the last look; and how full it is.
 fn tier_now(name: &str, status: &Status, before: Option<(f64, &Status)>) -> String {
+    let tier = status.tiers.iter().find(|tier| tier.name == name);
+    if let Some(present) = tier.and_then(|tier| tier.present.as_ref()) {
+        return match present.n_complete == present.n_files {
+            true => format!("{name} complete"),
+            false => format!("{name} {} of {} chunks", present.n_present, present.n_chunks),
+        };
+    }
     let figures = |status: &Status| {
         status.tiers.iter().find(|tier| tier.name == name).map_or((0, 0), |tier| (tier.n_hits, tier.n_misses))
     };
@@ -174,27 +219,62 @@ fn tier_now(name: &str, status: &Status, before: Option<(f64, &Status)>) -> Stri
         0 => "idle".to_owned(),
         n => format!("{} found", percent(hits as f64 / n as f64)),
     };
-    let tier = status.tiers.iter().find(|tier| tier.name == name);
     let full = tier.and_then(|tier| tier.used_bytes.zip(tier.limit_bytes));
     let full = full.map_or_else(String::new, |(used, limit)| format!(", {} of {}", bytes(used), bytes(limit)));
     format!("{name} {rate}{full}")
 }
 
-/// The terminal while it shows nothing but this; as it was afterwards.
+/// The terminal while it shows nothing but this; as it was afterwards, whatever ends it.
 struct Screen {
     stdin: io::Stdin,
-    has_keys: bool,
+    /// `None` where no keys come from.
+    keys: Option<KeyMode>,
+    signals: UnixStream,
+}
+
+/// What ended a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waited {
+    /// A key or a signal says that it is time to end.
+    End,
+    /// The terminal has another size.
+    Resized,
+    /// What was waited for.
+    Done,
 }
 
 impl Screen {
     /// Another screen, without cursor.
     fn begin() -> io::Result<Self> {
+        let ends = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+        let signals = catch_signals(&[&ends[..], &[Signal::SIGWINCH]].concat())?;
+        signals.set_nonblocking(true)?;
         let stdin = io::stdin();
-        let has_keys = stdin.is_terminal();
+        let keys = stdin.is_terminal().then(|| KeyMode::begin(stdin.as_fd())).transpose()?;
+        let screen = Self { stdin, keys, signals };
         let mut out = io::stdout().lock();
         out.write_all(b"\x1b[?1049h\x1b[?25l")?;
         out.flush()?;
-        Ok(Self { stdin, has_keys })
+        Ok(screen)
+    }
+
+    /// Does something that may take its time on a thread; `None` when it is time to end before.
+    fn while_it_lasts<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<Option<T>> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let thread = std::thread::Builder::new().name("caifs-look".into()).spawn(move || {
+            // Closed when it is done, also by a panic.
+            let _theirs = theirs;
+            work()
+        })?;
+        loop {
+            match self.wait_for(Some(&ours), None) {
+                // The thread ends with the process.
+                Waited::End => return Ok(None),
+                Waited::Resized => {}
+                Waited::Done => break,
+            }
+        }
+        thread.join().map(Some).map_err(|_| io::Error::other("a panic was caught"))
     }
 
     /// Shows as much as fits.
@@ -217,32 +297,56 @@ impl Screen {
 
     /// Waits for the next look, or for a key. Gives whether it is time to end.
     fn wait(&self, interval: Duration) -> bool {
-        let deadline = Instant::now() + interval;
-        let keys = self.has_keys.then(|| KeyMode::begin(self.stdin.as_fd()).ok()).flatten();
+        // After another size of the terminal the next page fits again.
+        self.wait_for(None, Some(Instant::now() + interval)) == Waited::End
+    }
+
+    /// Waits for a key or signal that ends, until the other end of `done` is closed, or until `deadline`.
+    fn wait_for(&self, done: Option<&UnixStream>, deadline: Option<Instant>) -> Waited {
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            if keys.is_none() {
-                std::thread::sleep(left);
-                return false;
-            }
-            let mut fds = [PollFd::new(self.stdin.as_fd(), PollFlags::POLLIN)];
-            let millis = u16::try_from(left.as_millis()).unwrap_or(u16::MAX);
-            // A signal such as that of another window size: the next page fits again.
-            if poll(&mut fds, PollTimeout::from(millis)).is_err() {
-                return false;
-            }
-            if fds[0].any() == Some(true) {
-                let mut key = [0; 16];
-                match nix::unistd::read(self.stdin.as_fd(), &mut key) {
-                    // The terminal is gone.
-                    Ok(0) | Err(_) => return true,
-                    Ok(n) if key[..n].iter().any(|key| matches!(key, b'q' | b'Q' | 0x1b | 0x03)) => return true,
-                    Ok(_) => {}
+            let timeout = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+                Some(left) if left.is_zero() => return Waited::Done,
+                // One more, so that a wait of less than a millisecond does not become none at all.
+                Some(left) => u16::try_from(left.as_millis() + 1).unwrap_or(u16::MAX).into(),
+                None => PollTimeout::NONE,
+            };
+            let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+            fds.extend(done.map(|done| PollFd::new(done.as_fd(), PollFlags::POLLIN)));
+            let n_others = fds.len();
+            fds.extend(self.keys.as_ref().map(|_| PollFd::new(self.stdin.as_fd(), PollFlags::POLLIN)));
+            // A signal is in its stream by now.
+            let _ = poll(&mut fds, timeout);
+            let is_ready: Vec<bool> = fds.iter().map(|fd| fd.any() == Some(true)).collect();
+            if is_ready[0] {
+                match self.signal() {
+                    Some(signal) if signal == Signal::SIGWINCH as u8 => return Waited::Resized,
+                    Some(_) => return Waited::End,
+                    None => {}
                 }
             }
+            if is_ready.get(n_others) == Some(&true) && self.is_end_asked() {
+                return Waited::End;
+            }
+            if done.is_some() && is_ready[1] {
+                return Waited::Done;
+            }
+        }
+    }
+
+    /// A signal that has come.
+    fn signal(&self) -> Option<u8> {
+        let mut signal = [0];
+        (&self.signals).read_exact(&mut signal).ok().map(|()| signal[0])
+    }
+
+    /// Whether one of the keys that were pressed ends it.
+    fn is_end_asked(&self) -> bool {
+        let mut keys = [0; 16];
+        match nix::unistd::read(self.stdin.as_fd(), &mut keys) {
+            // The terminal is gone.
+            Ok(0) => true,
+            Ok(n) => keys[..n].iter().any(|key| matches!(*key, b'q' | b'Q' | ESCAPE | CTRL_C)),
+            Err(error) => !matches!(error, Errno::EINTR | Errno::EAGAIN),
         }
     }
 }
@@ -258,7 +362,7 @@ impl Drop for Screen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mount::control::protocol::{StoreStatus, TierStatus};
+    use crate::mount::control::protocol::{BackingStatus, StoreStatus, TierStatus};
 
     fn status(n: u64) -> Status {
         let mut status = Status {
@@ -280,6 +384,9 @@ mod tests {
             limit_bytes: Some(2),
             ..TierStatus::default()
         });
+        let present = BackingStatus { n_files: 1, n_complete: 0, n_chunks: 100, n_present: n };
+        status.tiers.push(TierStatus { name: "backing".into(), present: Some(present), ..TierStatus::default() });
+        (status.early.n_warmed, status.early.warmed_bytes, status.early.ahead_bytes) = (n, n << 11, n << 12);
         status.stores.push(StoreStatus {
             name: "http://h".into(),
             is_healthy: true,
@@ -296,7 +403,8 @@ mod tests {
         let shown = section(&second, Some((2.0, &first)));
         for wanted in [
             "read 5.0 MiB/s  fetched 5.0 KiB/s  55 requests/s",
-            "memory 75 % found, 1 B of 2 B",
+            "memory 75 % found, 1 B of 2 B  backing 20 of 100 chunks",
+            "read ahead 20.0 KiB/s  ahead now 0 B  warmed 10.0 KiB/s  0 under way",
             "store http://h  ok  25/s, 0 under way, 0 failed/s  5.0 KiB/s",
         ] {
             assert!(shown.contains(wanted), "{wanted} is not in\n{shown}");

@@ -5,21 +5,27 @@
 
 use std::ffi::{CString, OsStr};
 use std::fs::OpenOptions;
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::{SFlag, mode_t, stat};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{FileStat, SFlag, mode_t, stat};
 use nix::sys::statvfs::statvfs;
+use nix::sys::wait::waitpid;
 use nix::unistd::{getegid, geteuid};
 
 use super::detach::{How, Unmounted, unmount};
 use super::options::{KernelOptions, VfsFlags};
 use super::table::{MountEntry, MountId, MountTable, resolve_parent};
 use super::{FS_TYPE, MountError, fusermount};
+use crate::sys::{self, Forked};
 use crate::volume::FileKind;
 
 /// Read-ahead of the kernel for a mount, in KiB, where root mounts. The default of 128 makes READs of 128 KiB with at most four
@@ -29,6 +35,10 @@ pub const READ_AHEAD_KIB: u32 = 4096;
 
 /// How many dead mounts may lie on each other.
 const MAX_DEAD_MOUNTS: usize = 16;
+
+/// How long what is mounted there already may take to answer. One that lives answers from its memory, and another file system maybe from a
+/// network.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// What to mount where.
 #[derive(Debug, Clone)]
@@ -188,10 +198,7 @@ pub(super) fn prepare(given: &Path, source: &OsStr) -> Result<Prepared, MountErr
         }
         // The kernel may know the attributes of a mount of ours for ever, but never how full it is: so that is what a dead one is
         // asked, which a living one answers at once.
-        let seen = match there {
-            Some(ours) if ours.is_ours() => statvfs(&mountpoint).and_then(|_| stat(&mountpoint)),
-            _ => stat(&mountpoint),
-        };
+        let seen = look(&mountpoint, there.is_some_and(MountEntry::is_ours)).ok_or_else(|| no_answer(given))?;
         match (seen, there) {
             // "Aborted" is the answer to a question that was waiting when the server died.
             (Err(Errno::ENOTCONN | Errno::ECONNABORTED), Some(dead)) if dead.is_ours() => {
@@ -234,12 +241,64 @@ pub fn check(given: &Path) -> Result<(), MountError> {
     }
 }
 
-/// Whether this source is mounted there and served.
-pub fn is_mounted(given: &Path, source: &OsStr) -> bool {
-    let Ok(mountpoint) = given.canonicalize() else { return false };
+/// Whether this source is mounted there and served. To be called before any other thread exists.
+///
+/// # Errors
+/// It is mounted and does not answer.
+pub fn is_mounted(given: &Path, source: &OsStr) -> Result<bool, MountError> {
+    let Ok(mountpoint) = given.canonicalize() else { return Ok(false) };
     let is_it = |entry: &MountEntry| entry.is_ours() && entry.source == source;
-    // How full it is, a dead mount cannot say.
-    MountTable::read().is_ok_and(|table| table.at(&mountpoint).is_some_and(is_it)) && statvfs(&mountpoint).is_ok()
+    if !MountTable::read().is_ok_and(|table| table.at(&mountpoint).is_some_and(is_it)) {
+        return Ok(false);
+    }
+    // Asked by a process: a thread that waits would be in the way of a later fork.
+    let (mut ours, mut theirs) = UnixStream::pair().map_err(MountError::system("socketpair"))?;
+    ours.set_read_timeout(Some(ANSWER_LIMIT)).map_err(MountError::system("setsockopt"))?;
+    let child = match sys::fork().map_err(MountError::system("fork"))? {
+        Forked::Child => {
+            // How full it is, a dead mount cannot say.
+            let told = theirs.write_all(&[u8::from(statvfs(&mountpoint).is_ok())]);
+            std::process::exit(i32::from(told.is_err()));
+        }
+        Forked::Parent { child } => child,
+    };
+    drop(theirs);
+    let mut is_served = [0];
+    match ours.read_exact(&mut is_served) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            // It may have to wait on, for as long as the mount does: nobody waits for it.
+            let _ = kill(child, Signal::SIGKILL);
+            Err(no_answer(given))
+        }
+        told => {
+            let _ = waitpid(child, None);
+            Ok(told.is_ok() && is_served == [1])
+        }
+    }
+}
+
+/// What a mountpoint is; `None` when it does not tell in time. One of ours is asked how full it is, too.
+fn look(mountpoint: &Path, is_ours: bool) -> Option<nix::Result<FileStat>> {
+    let (sender, answers) = mpsc::channel();
+    let asked = mountpoint.to_owned();
+    // A call that waits for a mount that hangs cannot be taken back.
+    let started = std::thread::Builder::new().name("caifs-look".into()).spawn(move || {
+        let seen = if is_ours { statvfs(&asked).and_then(|_| stat(&asked)) } else { stat(&asked) };
+        // Who has not waited does not want to know any more.
+        let _ = sender.send(seen);
+    });
+    match started {
+        Ok(_) => answers.recv_timeout(ANSWER_LIMIT).ok(),
+        Err(_) => Some(Err(Errno::EAGAIN)),
+    }
+}
+
+fn no_answer(mountpoint: &Path) -> MountError {
+    let problem = format!(
+        "the process of the mount there does not answer within {} s (`caifs abort` ends a mount of caifs that hangs)",
+        ANSWER_LIMIT.as_secs()
+    );
+    MountError::mountpoint(mountpoint, problem)
 }
 
 fn mountpoint_error(path: &Path, error: &io::Error) -> MountError {

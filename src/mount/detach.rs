@@ -31,8 +31,16 @@ pub enum Unmounted {
 /// Unmounts whatever caifs has mounted at `path`.
 ///
 /// # Errors
-/// Nothing is mounted there or something else is; it is in use; the kernel or fusermount3 refuses.
+/// As [`mounted_at`]; it is in use; the kernel or fusermount3 refuses.
 pub fn unmount_path(path: &Path, how: How) -> Result<Unmounted, MountError> {
+    unmount(mounted_at(path)?.id, how)
+}
+
+/// The mount that [`unmount_path`] means.
+///
+/// # Errors
+/// Nothing is mounted there, or something else is.
+pub fn mounted_at(path: &Path) -> Result<MountEntry, MountError> {
     let table = MountTable::read().map_err(MountError::Table)?;
     let not_ours = |problem: String| MountError::NotOurs { path: path.to_owned(), problem };
     // The path as it is named, then as a symlink names it; neither asks the mounted file system.
@@ -44,7 +52,7 @@ pub fn unmount_path(path: &Path, how: How) -> Result<Unmounted, MountError> {
     match table.at(&mountpoint) {
         None => Err(not_ours("is not a mountpoint".into())),
         Some(entry) if !entry.is_ours() => Err(not_ours(format!("is a mount of {}, not of caifs", entry.fs_type))),
-        Some(entry) => unmount(entry.id, how),
+        Some(entry) => Ok(entry.clone()),
     }
 }
 

@@ -2,10 +2,11 @@
 //!
 //! Invariant: the terminal is as it was before when the function returns, also when the user pressed Ctrl-C.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
+
+use super::KeyMode;
 
 /// The longest password, in bytes.
 const MAX_PASSWORD_BYTES: usize = 1024;
@@ -21,10 +22,10 @@ const DELETE: u8 = 0x7f;
 /// There is no terminal, the user broke off (`Interrupted`), or the password is too long or no text.
 pub fn read_password(prompt: &str) -> io::Result<String> {
     let mut terminal = OpenOptions::new().read(true).write(true).open("/dev/tty")?;
-    let mut silent = Silent::new(&terminal)?;
+    let silent = KeyMode::begin(terminal.as_fd())?;
     terminal.write_all(prompt.as_bytes())?;
     let password = read_line(&mut terminal);
-    silent.undo();
+    drop(silent);
     terminal.write_all(b"\n")?;
     String::from_utf8(password?).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the password is not UTF-8"))
 }
@@ -47,47 +48,6 @@ fn read_line(terminal: &mut impl Read) -> io::Result<Vec<u8>> {
             }
             byte => password.push(byte),
         }
-    }
-}
-
-/// A terminal that shows nothing, gives each key at once, and makes no signals of them; as before when dropped.
-struct Silent {
-    terminal: File,
-    before: Option<libc::termios>,
-}
-
-impl Silent {
-    fn new(terminal: &File) -> io::Result<Self> {
-        let terminal = terminal.try_clone()?;
-        let mut before = MaybeUninit::uninit();
-        // SAFETY: the pointer is to room for a termios, which tcgetattr fills when it answers 0.
-        if unsafe { libc::tcgetattr(terminal.as_raw_fd(), before.as_mut_ptr()) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: it was filled.
-        let before = unsafe { before.assume_init() };
-        let mut silent = before;
-        silent.c_lflag &= !(libc::ECHO | libc::ICANON | libc::ISIG);
-        silent.c_cc[libc::VMIN] = 1;
-        silent.c_cc[libc::VTIME] = 0;
-        // SAFETY: the pointer is to a termios that lives through the call.
-        if unsafe { libc::tcsetattr(terminal.as_raw_fd(), libc::TCSAFLUSH, &silent) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Self { terminal, before: Some(before) })
-    }
-
-    fn undo(&mut self) {
-        if let Some(before) = self.before.take() {
-            // SAFETY: as above. A terminal that has gone away needs nothing undone.
-            unsafe { libc::tcsetattr(self.terminal.as_raw_fd(), libc::TCSADRAIN, &before) };
-        }
-    }
-}
-
-impl Drop for Silent {
-    fn drop(&mut self) {
-        self.undo();
     }
 }
 

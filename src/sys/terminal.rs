@@ -1,7 +1,7 @@
 //! The terminal: its size, and keys as they are pressed.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// Columns and rows of a terminal; `None` for what is none.
 pub fn terminal_size(terminal: BorrowedFd<'_>) -> Option<(u16, u16)> {
@@ -11,19 +11,20 @@ pub fn terminal_size(terminal: BorrowedFd<'_>) -> Option<(u16, u16)> {
     (answer == 0 && size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
 }
 
-/// A terminal that hands over each key at once and does not show it, until this is dropped.
+/// A terminal that hands over each key at once, does not show it, and makes no signals of any; as before when this is dropped.
 #[derive(Debug)]
-pub struct KeyMode<'a> {
-    terminal: BorrowedFd<'a>,
+pub struct KeyMode {
+    terminal: OwnedFd,
     before: libc::termios,
 }
 
-impl<'a> KeyMode<'a> {
-    /// Begins. Signals of the keyboard (Ctrl-C) stay.
+impl KeyMode {
+    /// Begins. What was typed before is forgotten.
     ///
     /// # Errors
     /// It is no terminal.
-    pub fn begin(terminal: BorrowedFd<'a>) -> io::Result<Self> {
+    pub fn begin(terminal: BorrowedFd<'_>) -> io::Result<Self> {
+        let terminal = terminal.try_clone_to_owned()?;
         // SAFETY: all-zero bytes are a valid `termios`: it has integers only.
         let mut before: libc::termios = unsafe { std::mem::zeroed() };
         // SAFETY: the call writes one `termios`, which lives for its whole length.
@@ -31,22 +32,24 @@ impl<'a> KeyMode<'a> {
             return Err(io::Error::last_os_error());
         }
         let mut keys = before;
-        keys.c_lflag &= !(libc::ICANON | libc::ECHO);
-        set(terminal, &keys)?;
+        keys.c_lflag &= !(libc::ICANON | libc::ECHO | libc::ISIG);
+        keys.c_cc[libc::VMIN] = 1;
+        keys.c_cc[libc::VTIME] = 0;
+        set(&terminal, libc::TCSAFLUSH, &keys)?;
         Ok(Self { terminal, before })
     }
 }
 
-impl Drop for KeyMode<'_> {
+impl Drop for KeyMode {
     fn drop(&mut self) {
-        // A terminal that has gone away needs nothing any more.
-        drop(set(self.terminal, &self.before));
+        // Without waiting for what is still to be shown: the terminal may be held up. One that has gone away needs nothing any more.
+        drop(set(&self.terminal, libc::TCSANOW, &self.before));
     }
 }
 
-fn set(terminal: BorrowedFd<'_>, mode: &libc::termios) -> io::Result<()> {
+fn set(terminal: &OwnedFd, when: libc::c_int, mode: &libc::termios) -> io::Result<()> {
     // SAFETY: the call reads one `termios`, which lives for its whole length.
-    match unsafe { libc::tcsetattr(terminal.as_raw_fd(), libc::TCSANOW, mode) } {
+    match unsafe { libc::tcsetattr(terminal.as_raw_fd(), when, mode) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
@@ -79,7 +82,7 @@ mod tests {
         };
         let before = mode();
         let keys = KeyMode::begin(terminal.as_fd()).unwrap();
-        assert_eq!(mode() & (libc::ICANON | libc::ECHO), 0);
+        assert_eq!(mode() & (libc::ICANON | libc::ECHO | libc::ISIG), 0);
         drop(keys);
         assert_eq!(mode(), before);
     }

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::FileExt;
 
-use super::ground::Ground;
+use super::ground::{Aligned, BLOCK_BYTES, Ground, direct};
 use crate::mount::can_mount;
 use crate::support::run::run;
 use crate::support::server::free_port;
@@ -151,6 +152,59 @@ fn metrics_are_what_prometheus_reads_and_what_happened() {
         refused.stderr
     );
     assert!(mounted.end(), "the service ends with its mount");
+}
+
+#[test]
+fn what_backing_files_and_warming_do_is_shown() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new(3_000_000);
+    let file = ground.scratch.join("backing");
+    let (port, second_port) = (free_port(), free_port());
+    let backing = format!("backing={},passthrough=no,metrics=127.0.0.1:{port}", file.display());
+    let mounted = ground.mount(&["-o", &backing]);
+    let tier = |status: &serde_json::Value| {
+        status["tiers"].as_array().unwrap().iter().find(|tier| tier["name"] == "backing").cloned().unwrap()
+    };
+    assert_eq!(tier(&ground.status())["present"]["n_present"], 0);
+    assert!(fs::read(ground.image()).unwrap() == ground.blob);
+    ground.until_status("the file is complete", |status| tier(status)["present"]["n_complete"] == 1);
+    let image = direct(&ground.image());
+    image.read_exact_at(Aligned::new(BLOCK_BYTES).bytes(), 0).unwrap();
+    drop(image);
+    let status = ground.status();
+    let (tier, n_chunks) = (tier(&status), &status["parts"][0]["n_chunks"]);
+    assert_eq!((&tier["place"], &tier["n_kept"]), (&file.to_str().unwrap().into(), n_chunks));
+    assert_eq!((&tier["present"]["n_chunks"], &tier["present"]["n_present"]), (n_chunks, n_chunks));
+    assert!(tier["n_hits"].as_u64() >= Some(1), "{tier}");
+    let text = run(ground.caifs(&["status"]).arg(&ground.mnt)).ok().text();
+    assert!(text.contains(&format!("backing in {}: complete, ", file.display())), "{text}");
+    let top = run(ground.caifs(&["top", "-n", "1"]).arg(&ground.mnt)).ok().text();
+    assert!(top.contains("  backing complete"), "{top}");
+    let samples = parse(&get(port, "/metrics").1);
+    let n_chunks = n_chunks.as_f64().unwrap();
+    for (name, value) in [
+        ("caifs_backing_kept_total", n_chunks),
+        ("caifs_backing_errors_total", 0.0),
+        ("caifs_backing_files_complete", 1.0),
+        ("caifs_backing_chunks_present", n_chunks),
+        ("caifs_passthrough_opens_total", 0.0),
+    ] {
+        assert_eq!(samples.get(name), Some(&value), "{name}");
+    }
+    assert!(samples["caifs_backing_hits_total"] >= 1.0);
+    assert!(mounted.end());
+
+    let cache = ground.scratch.dir("cache");
+    let warm = format!("cache={},warm=all,metrics=127.0.0.1:{second_port}", cache.display());
+    let mounted = ground.mount(&["-o", &warm]);
+    ground.until_status("all is warmed", |status| status["early"]["n_warmed"] == n_chunks);
+    let text = run(ground.caifs(&["status"]).arg(&ground.mnt)).ok().text();
+    assert!(text.contains(&format!("warmed or replayed: 2.9 MiB in {n_chunks} chunks")), "{text}");
+    let samples = parse(&get(second_port, "/metrics").1);
+    assert_eq!((samples["caifs_warmed_chunks_total"], samples["caifs_warmed_bytes_total"]), (n_chunks, 3_000_000.0));
+    assert!(mounted.end());
 }
 
 #[test]

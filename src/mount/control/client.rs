@@ -4,16 +4,20 @@
 //! sockets of mounts that are gone are removed; nothing is asked in a directory that somebody else can put a socket into.
 
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, socket, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
 
-use super::paths::{self, Device};
+use super::paths;
+pub use super::place::Place;
+use super::place::{Home, places};
 use super::protocol::{Answer, Ask, MAX_REPLY_BYTES, Refusal, Reply, Request, Status, VERSION, to_line};
-use crate::mount::table::{MountEntry, MountTable};
+use crate::mount::table::MountTable;
 
 /// How long a service may take to show what there is to see. It waits for nothing itself.
 pub const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -64,6 +68,9 @@ pub enum ControlError {
         /// How long was waited.
         timeout: Duration,
     },
+    /// It is a user's, and other mounts of users took too long.
+    #[error("{} is not asked: other mounts of users do not answer in time (name it to ask it)", .0.display())]
+    NotAsked(PathBuf),
     /// It refuses.
     #[error("{}", .0.message)]
     Refused(Refusal),
@@ -75,19 +82,6 @@ pub enum ControlError {
         /// What the system says.
         error: io::Error,
     },
-}
-
-/// A mount that can perhaps be asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// Its number.
-    pub device: Device,
-    /// Where it is mounted, as the table has it; empty when it is out of our sight.
-    pub mountpoint: PathBuf,
-    /// What is mounted, as the table has it.
-    pub source: String,
-    /// The user it belongs to, as the table has it.
-    pub uid: Option<u32>,
 }
 
 /// Asks the service of the mount at `mountpoint` (or that has it inside), within the time that such a request may take.
@@ -130,61 +124,44 @@ pub fn all(runtime_dir: &Path) -> Result<Vec<Place>, ControlError> {
     Ok(places(runtime_dir, &table))
 }
 
-fn places(runtime_dir: &Path, table: &MountTable) -> Vec<Place> {
-    let mut places: Vec<Place> = Vec::new();
-    for entry in table.entries().iter().filter(|entry| entry.is_ours()) {
-        let place = Place::of(entry);
-        // A mount that is bound to several places is one mount.
-        if !places.iter().any(|known| known.device == place.device) {
-            places.push(place);
-        }
-    }
-    for device in sockets(runtime_dir) {
-        if !places.iter().any(|known| known.device == device) {
-            places.push(Place { device, mountpoint: PathBuf::new(), source: String::new(), uid: None });
-        }
-    }
-    places
+/// Of those, our own.
+///
+/// # Errors
+/// As [`all`].
+pub fn all_own(runtime_dir: &Path) -> Result<Vec<Place>, ControlError> {
+    let mut places = all(runtime_dir)?;
+    places.retain(|place| place.is_own(runtime_dir));
+    Ok(places)
 }
 
-fn sockets(runtime_dir: &Path) -> Vec<Device> {
-    if paths::check(runtime_dir).is_err() {
-        return Vec::new();
-    }
-    let entries = std::fs::read_dir(runtime_dir).into_iter().flatten().flatten();
-    let mut devices: Vec<Device> =
-        entries.filter_map(|entry| paths::device_of_name(entry.file_name().to_str()?)).collect();
-    devices.sort_unstable();
-    devices
-}
-
-impl Place {
-    pub(super) fn of(entry: &MountEntry) -> Self {
-        let user = entry.super_options.split(',').find_map(|option| option.strip_prefix("user_id="));
-        Self {
-            device: (entry.id.major, entry.id.minor),
-            mountpoint: entry.mountpoint.clone(),
-            source: entry.source.to_string_lossy().into_owned(),
-            uid: user.and_then(|user| user.parse().ok()),
-        }
-    }
-}
-
-/// What several mounts show, asked side by side. Places whose service is gone for good and that are mounted nowhere are left out, and
-/// their sockets removed.
+/// What several mounts show, asked side by side, our own first. Places whose service is gone for good and that are mounted nowhere are
+/// left out, and their sockets removed.
 pub fn ask_all(runtime_dir: &Path, places: Vec<Place>) -> Vec<(Place, Result<Status, ControlError>)> {
-    let mut all = Vec::with_capacity(places.len());
-    for some in places.chunks(MAX_ASKED) {
-        let asked: Vec<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> = some.iter().map(|place| scope.spawn(move || status_of(runtime_dir, place))).collect();
-            threads.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
-        });
-        for (place, status) in some.iter().zip(asked) {
-            let Ok(status) = status else { continue };
-            let is_gone = place.mountpoint.as_os_str().is_empty() && matches!(status, Err(ControlError::Dead(_)));
-            if !is_gone {
-                all.push((place.clone(), status));
-            }
+    let (own, others): (Vec<_>, Vec<_>) = places.into_iter().partition(|place| place.is_own(runtime_dir));
+    let mut all: Vec<_> = own.chunks(MAX_ASKED).flat_map(|some| ask_some(runtime_dir, some)).collect();
+    // A user may have any number of mounts whose processes keep silent: who looks at everything does not wait for each.
+    let deadline = Instant::now() + LOOK_TIMEOUT;
+    for some in others.chunks(MAX_ASKED) {
+        if Instant::now() < deadline {
+            all.extend(ask_some(runtime_dir, some));
+        } else {
+            all.extend(some.iter().map(|place| (place.clone(), Err(ControlError::NotAsked(place.name())))));
+        }
+    }
+    all
+}
+
+fn ask_some(runtime_dir: &Path, some: &[Place]) -> Vec<(Place, Result<Status, ControlError>)> {
+    let asked: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = some.iter().map(|place| scope.spawn(move || status_of(runtime_dir, place))).collect();
+        threads.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
+    });
+    let mut all = Vec::with_capacity(some.len());
+    for (place, status) in some.iter().zip(asked) {
+        let Ok(status) = status else { continue };
+        let is_gone = place.mountpoint.as_os_str().is_empty() && matches!(status, Err(ControlError::Dead(_)));
+        if !is_gone {
+            all.push((place.clone(), status));
         }
     }
     all
@@ -204,7 +181,7 @@ pub fn status_of(runtime_dir: &Path, place: &Place) -> Result<Status, ControlErr
 /// The error for a reply to something else.
 pub fn wrong_reply(runtime_dir: &Path, place: &Place) -> ControlError {
     let error = io::Error::new(io::ErrorKind::InvalidData, "the reply is to another question");
-    ControlError::Socket { socket: runtime_dir.join(paths::socket_name(place.device)), error }
+    ControlError::Socket { socket: Home::of(runtime_dir, place).dir.join(paths::socket_name(place.device)), error }
 }
 
 /// Asks the service of a mount.
@@ -216,8 +193,8 @@ pub fn ask_place(runtime_dir: &Path, place: &Place, request: &Request) -> Result
         Request::Status | Request::Map { .. } => LOOK_TIMEOUT,
         Request::Reload | Request::Remount { .. } => RELOAD_TIMEOUT,
     };
-    let (mut stream, socket) = connect(runtime_dir, place)?;
     let deadline = Instant::now() + timeout;
+    let (mut stream, socket) = connect(runtime_dir, place)?;
     let answer = exchange(&mut stream, request, deadline);
     match answer {
         Ok(Answer { error: Some(refusal), .. }) => Err(ControlError::Refused(refusal)),
@@ -235,51 +212,54 @@ pub fn ask_place(runtime_dir: &Path, place: &Place, request: &Request) -> Result
 /// The way to the service of a mount, and the socket it leads through.
 ///
 /// # Errors
-/// It has none, nobody listens, or somebody else does.
+/// It has none, nobody listens or accepts, or somebody else does.
 pub(super) fn connect(runtime_dir: &Path, place: &Place) -> Result<(UnixStream, PathBuf), ControlError> {
     let name = paths::socket_name(place.device);
-    let elsewhere = dir_of_user(runtime_dir, place, &name);
-    let dir = elsewhere.as_deref().unwrap_or(runtime_dir);
-    let socket = dir.join(&name);
-    match if elsewhere.is_some() { Ok(()) } else { paths::check(dir) } {
+    let home = Home::of(runtime_dir, place);
+    let socket = home.dir.join(&name);
+    match if home.dir == runtime_dir { paths::check(runtime_dir) } else { Ok(()) } {
         // Without the directory there is no socket, which is told below.
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(ControlError::Socket { socket, error }),
         _ => {}
     }
-    let stream = match paths::with_short(dir, &name, |path| UnixStream::connect(path)) {
+    let stream = match paths::with_short(&home.dir, &name, |path| connect_within(path, LOOK_TIMEOUT)) {
         Ok(stream) => stream,
         Err(error) => return Err(not_connected(place, socket, error)),
     };
-    if elsewhere.is_some() && !is_of_user(&stream, place.uid) {
+    if home.owner.is_some() && !is_of_user(&stream, home.owner) {
         let error = io::Error::new(io::ErrorKind::PermissionDenied, "somebody else listens than who mounted");
         return Err(ControlError::Socket { socket, error });
     }
     Ok((stream, socket))
 }
 
-/// Where root finds the socket of another user's mount, which is not among his own.
-fn dir_of_user(runtime_dir: &Path, place: &Place, name: &str) -> Option<PathBuf> {
-    let uid = place.uid.filter(|uid| *uid != 0 && geteuid().is_root())?;
-    let has_socket = |dir: &Path| dir.join(name).symlink_metadata().is_ok();
-    if has_socket(runtime_dir) {
-        return None;
+/// Connects to a socket. Where somebody listens and does not accept, connect(2) waits: for ever, were it not for `limit`.
+///
+/// # Errors
+/// `TimedOut` when nobody has accepted; what connect(2) answers.
+pub(super) fn connect_within(path: &Path, limit: Duration) -> io::Result<UnixStream> {
+    let address = UnixAddr::new(path)?;
+    let stream = UnixStream::from(socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?);
+    let deadline = Instant::now() + limit;
+    let mut left = limit;
+    loop {
+        // It counts for connect(2), too (socket(7), SO_SNDTIMEO).
+        stream.set_write_timeout(Some(left))?;
+        match nix::sys::socket::connect(stream.as_raw_fd(), &address) {
+            Ok(()) => return Ok(stream),
+            Err(Errno::EINTR) => left = deadline.saturating_duration_since(Instant::now()),
+            Err(Errno::EAGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+            Err(error) => return Err(error.into()),
+        }
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
     }
-    paths::of_user(uid).into_iter().find(|dir| paths::check_of(dir, uid).is_ok() && has_socket(dir))
 }
 
 /// Whether the process at the other end is a user's. He may have put another's socket, or a link to one, where his own lie.
 fn is_of_user(stream: &UnixStream, uid: Option<u32>) -> bool {
     getsockopt(stream, PeerCredentials).is_ok_and(|peer| Some(peer.uid()) == uid)
-}
-
-impl Place {
-    /// What to call it: its mountpoint, or its number when it is out of sight.
-    pub fn name(&self) -> PathBuf {
-        match self.mountpoint.as_os_str().is_empty() {
-            true => format!("mount {}:{}", self.device.0, self.device.1).into(),
-            false => self.mountpoint.clone(),
-        }
-    }
 }
 
 fn not_connected(place: &Place, socket: PathBuf, error: io::Error) -> ControlError {
@@ -291,6 +271,11 @@ fn not_connected(place: &Place, socket: PathBuf, error: io::Error) -> ControlErr
             }
             ControlError::Dead(place.name())
         }
+        io::ErrorKind::TimedOut => ControlError::Silent {
+            mountpoint: place.name(),
+            process: "it takes no connections".to_owned(),
+            timeout: LOOK_TIMEOUT,
+        },
         io::ErrorKind::NotFound => {
             let me = geteuid().as_raw();
             let hint = match place.uid {
@@ -369,8 +354,73 @@ pub fn process_in_words(pid: i32) -> String {
 mod tests {
     use super::*;
     use std::fs::{Permissions, set_permissions};
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
     use std::os::unix::net::UnixListener;
+
+    use nix::sys::socket::{Backlog, bind, listen};
+
+    /// Listens, accepts nobody, and has no room for one more who waits.
+    fn full(path: &Path) -> Vec<OwnedFd> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let new = || socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+        let address = UnixAddr::new(path).unwrap();
+        let mut all = vec![new()];
+        bind(all[0].as_raw_fd(), &address).unwrap();
+        listen(&all[0], Backlog::new(0).unwrap()).unwrap();
+        loop {
+            all.push(new());
+            match nix::sys::socket::connect(all[all.len() - 1].as_raw_fd(), &address) {
+                Ok(()) => {}
+                Err(error) => {
+                    assert_eq!(error, Errno::EAGAIN);
+                    return all;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn who_listens_and_accepts_nobody_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place { device: (0, 57), mountpoint: "/mnt".into(), source: String::new(), uid: None };
+        let _full = full(&dir.path().join(paths::socket_name(place.device)));
+        let (sender, answers) = std::sync::mpsc::channel();
+        let runtime_dir = dir.path().to_owned();
+        std::thread::spawn(move || sender.send(ask_place(&runtime_dir, &place, &Request::Reload)));
+        let error = answers.recv_timeout(Duration::from_secs(60)).expect("it is waited for").unwrap_err();
+        assert!(matches!(error, ControlError::Silent { .. }), "{error}");
+    }
+
+    #[test]
+    fn however_many_mounts_of_users_keep_silent_who_asks_all_waits_for_a_few() {
+        if !geteuid().is_root() {
+            return;
+        }
+        // Nobody's number.
+        let uid = 2_000_000_000 + std::process::id();
+        let of_user = paths::without_session(uid);
+        std::fs::create_dir(&of_user).unwrap();
+        chown(&of_user, Some(uid), None).unwrap();
+        let _full = full(&of_user.join("full"));
+        let of = |minor| Place { device: (0, minor), mountpoint: "/mnt".into(), source: String::new(), uid: Some(uid) };
+        let places: Vec<Place> = (1..=3 * MAX_ASKED as u32).map(of).collect();
+        for place in &places {
+            symlink("full", of_user.join(paths::socket_name(place.device))).unwrap();
+        }
+        let own = tempfile::tempdir().unwrap();
+        let seen = ask_all(own.path(), places.clone());
+        std::fs::remove_dir_all(&of_user).unwrap();
+        assert_eq!(seen.len(), places.len());
+        for (n, (place, status)) in seen.into_iter().enumerate() {
+            match (status.unwrap_err(), n < MAX_ASKED) {
+                (ControlError::Silent { .. }, true) | (ControlError::NotAsked(_), false) => {
+                    assert_eq!(place, places[n])
+                }
+                (error, _) => panic!("{n}: {error}"),
+            }
+        }
+    }
 
     #[test]
     fn nobody_is_asked_in_a_directory_that_others_can_write_to() {

@@ -3,6 +3,7 @@
 //! Invariant: no wait is longer than its caller allows.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,30 +12,44 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Pid;
 
-use super::client::{Place, connect, process_in_words};
-use super::paths::{self, Device};
+use super::client::{connect, process_in_words};
+use super::paths::mounts_of;
+use super::place::Place;
 use crate::mount::abort::connection;
-use crate::mount::table::MountTable;
+use crate::mount::table::{MountEntry, MountId, MountTable};
 use crate::sys;
 
-/// The process that serves a mount, as it is now, for [`Serving::wait`].
+/// The process that serves a mount, and where else it does, as it is now, for [`Serving::wait`]. What is there later under the number of the mount may be
+/// another one, which got it when it was free.
 #[derive(Debug)]
 pub struct Serving {
-    device: Device,
+    elsewhere: Vec<MountId>,
+    minor: u32,
+    connection: Option<FileId>,
     number: Pid,
     process: OwnedFd,
 }
 
+/// Device and inode of a file.
+type FileId = (u64, u64);
+
 impl Serving {
-    /// The process behind the mount at `mountpoint`; `None` when it has no control socket, is out of our sight, or cannot be watched.
-    pub fn of(runtime_dir: &Path, mountpoint: &Path) -> Option<Self> {
-        let table = MountTable::read().ok()?;
-        let place = Place::of(paths::find(&table, mountpoint).ok()??.0);
+    /// The process behind a mount; `None` when it has no control socket, does not answer there, is out of our sight, or cannot be watched.
+    pub fn of(runtime_dir: &Path, entry: &MountEntry) -> Option<Self> {
+        let place = Place::of(entry);
         let (stream, _) = connect(runtime_dir, &place).ok()?;
         // 0 is a process of another namespace of numbers.
         let number = getsockopt(&stream, PeerCredentials).ok().map(|peer| Pid::from_raw(peer.pid()));
         let number = number.filter(|number| number.as_raw() > 0 && *number != Pid::this())?;
-        Some(Self { device: place.device, number, process: sys::watch_process(number).ok()? })
+        let table = MountTable::read().ok()?;
+        let others = mounts_of(&table, place.device).filter(|other| other.id != entry.id);
+        Some(Self {
+            elsewhere: others.map(|other| other.id).collect(),
+            minor: entry.id.minor,
+            connection: connection_id(entry.id.minor),
+            number,
+            process: sys::watch_process(number).ok()?,
+        })
     }
 
     /// Waits until it has ended after an unmount; not at all while it serves the mount at another place, or in another mount namespace as
@@ -43,9 +58,10 @@ impl Serving {
     /// # Errors
     /// It has not ended within `limit`: the process, in words.
     pub fn wait(&self, limit: Duration) -> Result<(), String> {
-        let is_here = MountTable::read()
-            .is_ok_and(|table| table.entries().iter().any(|entry| (entry.id.major, entry.id.minor) == self.device));
-        if is_here || connection(self.device.1).exists() {
+        let is_elsewhere = MountTable::read().is_ok_and(|table| {
+            table.entries().iter().any(|entry| entry.is_ours() && self.elsewhere.contains(&entry.id))
+        });
+        if is_elsewhere || self.connection.is_some() && connection_id(self.minor) == self.connection {
             return Ok(());
         }
         let deadline = Instant::now() + limit;
@@ -59,4 +75,9 @@ impl Serving {
             }
         }
     }
+}
+
+/// What tells the connection of a mount from a later one with the same number, where fusectl is mounted.
+fn connection_id(minor: u32) -> Option<FileId> {
+    connection(minor).metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }

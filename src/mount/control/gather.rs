@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 use super::protocol::{
-    BudgetStatus, Cell, FetchStatus, FetchesStatus, MAX_CELLS, MAX_LISTED, Map, PartStatus, PresentStatus,
-    RequestStatus, RequestsStatus, SettingStatus, Status, StoreStatus, TierStatus, Totals,
+    Cell, EarlyStatus, FetchStatus, FetchesStatus, MAX_CELLS, MAX_LISTED, Map, PartStatus, PresentStatus,
+    RequestStatus, RequestsStatus, SettingStatus, Status, StoreStatus, Totals,
 };
 use super::survey::{Look, PartLook, Sample};
+use super::tiers::{budget, each_cache, tiers};
 use super::{Served, paths};
 use crate::blob::Blob;
-use crate::cache::budget::BudgetUse;
 use crate::mount::settings::{SHOWN, of_store};
 use crate::mount::table::MountTable;
-use crate::report::{Counter, OPS, Report, hit_rate};
+use crate::report::{Counter, OPS, Report};
 use crate::store::figures::StoreFigures;
 use crate::store::location::split_group;
 use crate::volume::open::SpecKind;
@@ -40,6 +40,7 @@ pub fn status(served: &Served) -> Status {
         parts: parts.iter().take(MAX_LISTED).map(part_status).collect(),
         stores: stores(served, &parts),
         tiers: tiers(&parts, report, look.as_deref()),
+        early: early(report),
         budget: budget(&parts),
         requests: requests(served, report),
         fetches: fetches(&parts),
@@ -144,138 +145,17 @@ fn stores(served: &Served, parts: &[Part]) -> Vec<StoreStatus> {
     store_figures(parts).into_iter().map(status).collect()
 }
 
-fn tiers(parts: &[Part], report: &Report, look: Option<&Look>) -> Vec<TierStatus> {
-    let memory = memory_use(parts);
-    let mut tiers = vec![TierStatus {
-        name: "memory".to_owned(),
-        n_hits: report.n_memory_hits.get(),
-        n_misses: report.n_memory_misses.get(),
-        hit_rate: hit_rate(&report.n_memory_hits, &report.n_memory_misses),
-        used_bytes: Some(memory.used_bytes),
-        limit_bytes: Some(memory.limit_bytes),
-        n_evicted: report.n_evicted.get(),
-        ..TierStatus::default()
-    }];
-    let disk = parts.iter().find_map(|part| match &part.blob {
-        Blob::Chunked(blob) => blob.cache().disk(),
-        Blob::Remote(blocks) => blocks.disk(),
-        Blob::File(_) => None,
-    });
-    if let Some(disk) = disk {
-        let (quota_bytes, _) = disk.limits_bytes();
-        tiers.push(TierStatus {
-            name: "disk".to_owned(),
-            place: Some(disk.path().display().to_string()),
-            n_hits: report.n_disk_hits.get(),
-            n_misses: report.n_disk_misses.get(),
-            hit_rate: hit_rate(&report.n_disk_hits, &report.n_disk_misses),
-            used_bytes: look.and_then(|look| look.disk_bytes),
-            limit_bytes: (quota_bytes > 0).then_some(quota_bytes),
-            n_kept: report.n_disk_kept.get(),
-            n_evicted: report.n_disk_evicted.get(),
-            n_bad: report.n_disk_bad.get(),
-            n_errors: report.n_disk_errors.get(),
-        });
+fn early(report: &Report) -> EarlyStatus {
+    EarlyStatus {
+        n_ahead: report.n_ahead.get(),
+        ahead_bytes: report.ahead_bytes.get(),
+        ahead_used_bytes: report.ahead_used_bytes.get(),
+        n_ahead_readers: report.ahead_windows.get(),
+        ahead_now_bytes: report.ahead_now_bytes.get(),
+        n_warmed: report.n_warmed.get(),
+        warmed_bytes: report.warmed_bytes.get(),
+        n_in_flight: report.background_chunks.get(),
     }
-    let keeper = parts.iter().find_map(|part| match &part.blob {
-        Blob::Chunked(blob) => blob.cache().keeper(),
-        Blob::Remote(_) | Blob::File(_) => None,
-    });
-    if let Some(keeper) = keeper {
-        let name = keeper.store().name().to_owned();
-        // What it gave is known of it as of every store: it is the first that is asked.
-        let found = store_figures(parts).into_iter().find(|figures| figures.name == name);
-        let (n_hits, n_misses) = found.map_or((0, 0), |figures| (figures.n_found, figures.n_missing));
-        let n = n_hits + n_misses;
-        tiers.push(TierStatus {
-            name: "keeper".to_owned(),
-            place: Some(name),
-            n_hits,
-            n_misses,
-            hit_rate: (n > 0).then(|| n_hits as f64 / n as f64),
-            n_kept: report.n_kept.get(),
-            n_errors: report.n_keep_errors.get(),
-            ..TierStatus::default()
-        });
-    }
-    tiers
-}
-
-/// Memory of the chunks (and blocks) of all parts; caches that parts share count once.
-pub fn memory_use(parts: &[Part]) -> BudgetUse {
-    sum(each_cache(parts).map(|blob| match blob {
-        Blob::Chunked(blob) => BudgetUse {
-            used_bytes: blob.cache().memory_weight_bytes(),
-            limit_bytes: blob.cache().memory_capacity_bytes(),
-            n_waiting: 0,
-        },
-        Blob::Remote(blocks) => blocks.memory_use(),
-        Blob::File(_) => BudgetUse::default(),
-    }))
-}
-
-/// Bytes being fetched for all parts.
-pub fn inflight_use(parts: &[Part]) -> BudgetUse {
-    sum(each_cache(parts).map(|blob| match blob {
-        Blob::Chunked(blob) => blob.cache().inflight_use(),
-        Blob::Remote(blocks) => blocks.inflight_use(),
-        Blob::File(_) => BudgetUse::default(),
-    }))
-}
-
-/// Bytes of replies being put together for all parts.
-pub fn reply_use(parts: &[Part]) -> BudgetUse {
-    sum(parts.iter().map(|part| match &part.blob {
-        Blob::Chunked(blob) => blob.reply_use(),
-        Blob::Remote(_) | Blob::File(_) => BudgetUse::default(),
-    }))
-}
-
-/// Bytes of what was parsed of all parts.
-pub fn tree_use(parts: &[Part]) -> BudgetUse {
-    sum(parts.iter().filter_map(|part| part.tree.as_ref()).map(|tree| {
-        let (used, limit) = tree.weight_bytes();
-        BudgetUse { used_bytes: used as u64, limit_bytes: limit as u64, n_waiting: 0 }
-    }))
-}
-
-/// One blob of each cache.
-fn each_cache(parts: &[Part]) -> impl Iterator<Item = &Blob> {
-    let mut seen = Vec::new();
-    parts.iter().map(|part| &part.blob).filter(move |blob| match blob {
-        Blob::Chunked(blob) => {
-            let is_new = !seen.contains(&blob.cache().identity());
-            if is_new {
-                seen.push(blob.cache().identity());
-            }
-            is_new
-        }
-        Blob::Remote(_) | Blob::File(_) => true,
-    })
-}
-
-fn sum(uses: impl Iterator<Item = BudgetUse>) -> BudgetUse {
-    uses.fold(BudgetUse::default(), |sum, one| BudgetUse {
-        used_bytes: sum.used_bytes + one.used_bytes,
-        limit_bytes: sum.limit_bytes.saturating_add(one.limit_bytes),
-        n_waiting: sum.n_waiting + one.n_waiting,
-    })
-}
-
-fn budget(parts: &[Part]) -> Vec<BudgetStatus> {
-    let named = [
-        ("memory tier", memory_use(parts)),
-        ("in flight", inflight_use(parts)),
-        ("replies", reply_use(parts)),
-        ("tree", tree_use(parts)),
-    ];
-    let status = |(name, share): (&str, BudgetUse)| BudgetStatus {
-        name: name.to_owned(),
-        used_bytes: share.used_bytes,
-        limit_bytes: share.limit_bytes,
-        n_waiting: share.n_waiting as u64,
-    };
-    named.into_iter().map(status).collect()
 }
 
 fn requests(served: &Served, report: &Report) -> RequestsStatus {
@@ -362,6 +242,7 @@ fn totals(report: &Report) -> Totals {
         n_missing: report.n_missing.get(),
         n_bad_chunks: report.n_bad_chunks.get(),
         n_store_errors: report.n_store_errors.get(),
+        n_passthrough_opens: report.n_passthrough_opens.get(),
         n_eio: report.n_eio(),
         eio: sites.map(|(site, counter)| (eio_name(site), Counter::get(counter))).collect(),
         n_panics: report.n_panics.get(),

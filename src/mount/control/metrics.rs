@@ -1,7 +1,8 @@
 //! The numbers of a mount for Prometheus. Names and labels stay; others may be added.
 
 use super::Served;
-use super::gather::{eio_name, inflight_use, memory_use, reply_use, rss_bytes, store_figures, tree_use};
+use super::gather::{eio_name, rss_bytes, store_figures};
+use super::tiers::{backing, inflight_use, memory_use, reply_use, tree_use};
 use crate::cache::budget::BudgetUse;
 use crate::report::prometheus::{counter, family, gauge, histogram, line, sample};
 use crate::report::{Counter, OPS};
@@ -28,7 +29,7 @@ pub fn render(served: &Served) -> String {
     plain(&mut text, "caifs_resident_bytes", "Resident memory of the process.", rss_bytes() as f64);
     plain(&mut text, "caifs_indexes_open", "Indexes and archives that are open.", parts.len() as f64);
 
-    let counters: [(&str, &str, &Counter); 19] = [
+    let counters: [(&str, &str, &Counter); 28] = [
         ("caifs_read_bytes_total", "Bytes given to readers.", &report.read_bytes),
         ("caifs_fetched_bytes_total", "Bytes from stores, in stored form.", &report.fetched_bytes),
         ("caifs_fetches_total", "Chunks asked of stores.", &report.n_fetches),
@@ -46,6 +47,19 @@ pub fn render(served: &Served) -> String {
         ("caifs_disk_errors_total", "Operations on disk that failed.", &report.n_disk_errors),
         ("caifs_keeper_kept_total", "Chunks written to a store that is the cache.", &report.n_kept),
         ("caifs_keeper_errors_total", "Chunks that such a store did not take.", &report.n_keep_errors),
+        ("caifs_backing_hits_total", "Reads that the backing file alone answered.", &report.n_backing_hits),
+        ("caifs_backing_kept_total", "Chunks written to the backing file.", &report.n_backing_kept),
+        ("caifs_backing_errors_total", "Operations of the backing file that failed.", &report.n_backing_errors),
+        (
+            "caifs_passthrough_opens_total",
+            "Opens of files that the kernel reads itself from then on, uncounted.",
+            &report.n_passthrough_opens,
+        ),
+        ("caifs_ahead_chunks_total", "Chunks read ahead of a reader.", &report.n_ahead),
+        ("caifs_ahead_bytes_total", "Plain bytes read ahead of a reader.", &report.ahead_bytes),
+        ("caifs_ahead_used_bytes_total", "Bytes ahead of a reader that he came to.", &report.ahead_used_bytes),
+        ("caifs_warmed_chunks_total", "Chunks warmed, or replayed from a profile.", &report.n_warmed),
+        ("caifs_warmed_bytes_total", "Plain bytes warmed, or replayed from a profile.", &report.warmed_bytes),
         ("caifs_panics_total", "Panics caught.", &report.n_panics),
         ("caifs_trace_dropped_total", "Lines of the access trace that were lost.", &report.n_trace_dropped),
     ];
@@ -66,8 +80,17 @@ pub fn render(served: &Served) -> String {
         ("caifs_requests_in_flight", "Requests that wait for something else than memory.", &report.requests_in_flight),
         ("caifs_waiting_for_chunks", "Reads that wait for chunks.", &report.waiting_for_chunks),
         ("caifs_waiting_for_turn", "Requests to stores that wait for their turn.", &report.waiting_for_turn),
+        ("caifs_ahead_readers", "Readers that are read ahead of.", &report.ahead_windows),
+        ("caifs_ahead_now_bytes", "Bytes ahead of all readers.", &report.ahead_now_bytes),
+        ("caifs_background_chunks", "Chunks being fetched without anyone waiting.", &report.background_chunks),
     ] {
         gauge(&mut text, name, help, number);
+    }
+    if let (Some(_), present) = backing(&parts) {
+        plain(&mut text, "caifs_backing_files", "Backing files in use.", present.n_files as f64);
+        plain(&mut text, "caifs_backing_files_complete", "Of those, complete.", present.n_complete as f64);
+        plain(&mut text, "caifs_backing_chunks", "Chunks of the images with backing files.", present.n_chunks as f64);
+        plain(&mut text, "caifs_backing_chunks_present", "Of those, in the files.", present.n_present as f64);
     }
     let budgets = [
         ("memory tier", memory_use(&parts)),

@@ -1,9 +1,9 @@
 //! What happens in a mount, seen from outside: a socket for each mount that answers questions and takes other settings.
 //!
-//! * [`paths`]: where sockets lie and which mount a path means. [`protocol`]: what goes over them.
+//! * [`paths`]: where sockets lie and which mount a path means; `place`: which mounts there are, and whose. [`protocol`]: what goes over them.
 //! * [`server`] is the service's end, [`client`] the asker's: [`ask`] is all that others need.
 //! * [`Serving`] tells when the process of a mount that was unmounted has ended.
-//! * [`gather`] looks at everything, [`survey`] at what is on disk, [`metrics`] writes the numbers for Prometheus.
+//! * [`gather`] looks at everything, `tiers` at what keeps chunks, [`survey`] at what is on disk, [`metrics`] writes the numbers for Prometheus.
 //!
 //! Invariants: nobody here touches the mountpoint, so that nobody can hang with it; the service answers from threads of its own, which wait
 //! for no store; only the mount's own user and root are answered.
@@ -13,9 +13,11 @@ mod ending;
 pub mod gather;
 pub mod metrics;
 pub mod paths;
+mod place;
 pub mod protocol;
 pub mod server;
 pub mod survey;
+mod tiers;
 
 pub use client::{ControlError, ask};
 pub use ending::Serving;

@@ -107,7 +107,7 @@ pub fn device_of_connection(connection: impl AsFd) -> Option<Device> {
 }
 
 /// The mount of ours that a path names, and whether it is the mountpoint itself (or lies in the mount). Symlinks on the way are followed; from the
-/// mountpoint on nothing is looked at.
+/// first mountpoint of ours on nothing is looked at.
 ///
 /// # Errors
 /// The way to it cannot be followed. `None` when it leads to no mount of ours.
@@ -132,7 +132,8 @@ pub fn find<'a>(table: &'a MountTable, path: &Path) -> io::Result<Option<(&'a Mo
             Component::Normal(name) => {
                 at.push(name);
                 if let Some(entry) = table.at(&at).filter(|entry| entry.is_ours()) {
-                    return Ok(Some((entry, is_last)));
+                    let outer = (entry, is_last);
+                    return Ok(Some(inside(table, entry, at, left.iter().rev()).unwrap_or(outer)));
                 }
                 // Somebody waits for an automounter's mount: a look would wait with him.
                 if table.is_automounted(&at) && table.at(&at).is_none() {
@@ -155,6 +156,40 @@ pub fn find<'a>(table: &'a MountTable, path: &Path) -> io::Result<Option<(&'a Mo
         }
     }
     Ok(None)
+}
+
+/// The innermost mount of ours inside the mount `outer` at `at`, on the way that `rest` names, and whether that is the end of it. A path that is a
+/// mountpoint has no symlinks in it, so the table alone tells.
+fn inside<'a, 'b>(
+    table: &'a MountTable,
+    outer: &MountEntry,
+    mut at: PathBuf,
+    rest: impl Iterator<Item = &'b PathBuf>,
+) -> Option<(&'a MountEntry, bool)> {
+    let mut found: Option<(&MountEntry, bool)> = None;
+    let mut seen = outer.id.mount;
+    for component in rest.flat_map(|rest| rest.components()) {
+        if component == Component::CurDir {
+            continue;
+        }
+        found = found.map(|(entry, _)| (entry, false));
+        // Where `..` leads from here only the mount knows.
+        let Component::Normal(name) = component else { break };
+        at.push(name);
+        // One that was there before `outer` came is hidden by it.
+        if let Some(entry) = table.at(&at).filter(|entry| is_on(table, entry, seen)) {
+            seen = entry.id.mount;
+            found = if entry.is_ours() { Some((entry, true)) } else { found };
+        }
+    }
+    found
+}
+
+/// Whether a mount is mounted on the mount `below`, or on one that is.
+fn is_on(table: &MountTable, entry: &MountEntry, below: u64) -> bool {
+    let parent_of = |entry: &MountEntry| table.entries().iter().find(|other| other.id.mount == entry.parent);
+    let n_mounts = table.entries().len();
+    std::iter::successors(Some(entry), |entry| parent_of(entry)).take(n_mounts).any(|entry| entry.parent == below)
 }
 
 /// The mounts of ours with a device number: more than one when it is bound to several places.
@@ -211,7 +246,9 @@ mod tests {
         symlink(base.join("a/mnt"), base.join("direct")).unwrap();
         symlink("loop", base.join("loop")).unwrap();
         let line = format!("36 22 0:77 / {}/a/mnt ro - fuse.caifs x ro,user_id=0\n", base.display());
-        let table = MountTable::parse(line.as_bytes());
+        let inner = format!("37 36 0:78 / {}/a/mnt/in/ner ro - fuse.caifs y ro,user_id=0\n", base.display());
+        let hidden = format!("35 22 0:76 / {}/a/mnt/old ro - fuse.caifs z ro,user_id=0\n", base.display());
+        let table = MountTable::parse(format!("{hidden}{line}{inner}").as_bytes());
         let found = |path: &str| {
             find(&table, &base.join(path)).map(|found| found.map(|(entry, exact)| (entry.id.minor, exact)))
         };
@@ -223,6 +260,12 @@ mod tests {
             ("direct", Some((77, true))),
             ("direct/deep/er", Some((77, false))),
             ("link/../link/mnt/x", Some((77, false))),
+            ("a/mnt/in", Some((77, false))),
+            ("a/mnt/old", Some((77, false))),
+            ("direct/in/./ner/", Some((78, true))),
+            ("link/mnt/in/ner/deep", Some((78, false))),
+            ("link/mnt/in/ner/deep/..", Some((78, false))),
+            ("link/mnt/in/../in/ner", Some((77, false))),
             ("a", None),
         ] {
             assert_eq!(found(path).unwrap(), wanted, "{path}");
@@ -230,7 +273,7 @@ mod tests {
         assert_eq!(found("missing/x").unwrap_err().kind(), io::ErrorKind::NotFound);
         assert_eq!(found("loop").unwrap_err().raw_os_error(), Some(libc::ELOOP));
         assert_eq!(mounts_of(&table, (0, 77)).count(), 1);
-        assert_eq!(mounts_of(&table, (0, 78)).count(), 0);
+        assert_eq!(mounts_of(&table, (0, 79)).count(), 0);
     }
 
     #[test]

@@ -136,8 +136,11 @@ pub struct Status {
     pub n_parts: usize,
     /// The stores in the order they are asked.
     pub stores: Vec<StoreStatus>,
-    /// What keeps chunks, fastest first: `memory`, and `disk` or `keeper`.
+    /// What keeps chunks, fastest first: `memory`, `backing`, and `disk` or `keeper`.
     pub tiers: Vec<TierStatus>,
+    /// What is fetched before anybody asks for it.
+    #[serde(default)]
+    pub early: EarlyStatus,
     /// Who has which share of the memory: `memory tier`, `in flight`, `replies`, `tree`.
     pub budget: Vec<BudgetStatus>,
     /// Requests of the kernel.
@@ -209,11 +212,11 @@ pub struct StoreStatus {
 /// A place that keeps chunks.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct TierStatus {
-    /// `memory`, `disk` or `keeper`.
+    /// `memory`, `backing`, `disk` or `keeper`.
     pub name: String,
-    /// Where it is, for those that are somewhere.
+    /// Where it is, for those that are somewhere; of several backing files, the first.
     pub place: Option<String>,
-    /// Chunks found there.
+    /// Chunks found there; of backing files, reads that they alone answered.
     pub n_hits: u64,
     /// Chunks looked for there in vain.
     pub n_misses: u64,
@@ -223,6 +226,9 @@ pub struct TierStatus {
     pub used_bytes: Option<u64>,
     /// The most there may be.
     pub limit_bytes: Option<u64>,
+    /// Of backing files: how much of their images is in them.
+    #[serde(default)]
+    pub present: Option<BackingStatus>,
     /// Chunks put there.
     pub n_kept: u64,
     /// Chunks dropped to make room.
@@ -231,6 +237,40 @@ pub struct TierStatus {
     pub n_bad: u64,
     /// Operations that failed.
     pub n_errors: u64,
+}
+
+/// How much of images is in their backing files.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BackingStatus {
+    /// Backing files in use.
+    pub n_files: u64,
+    /// Of those, complete, and known to be so on the disk.
+    pub n_complete: u64,
+    /// Chunks of their images.
+    pub n_chunks: u64,
+    /// Of those, in the files.
+    pub n_present: u64,
+}
+
+/// What is fetched before anybody asks for it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct EarlyStatus {
+    /// Chunks (or blocks) read ahead of a reader.
+    pub n_ahead: u64,
+    /// Their plain bytes.
+    pub ahead_bytes: u64,
+    /// Of what was read ahead (or found in memory on the way), the bytes that their reader came to.
+    pub ahead_used_bytes: u64,
+    /// Readers that are read ahead of now.
+    pub n_ahead_readers: u64,
+    /// Bytes ahead of all readers now.
+    pub ahead_now_bytes: u64,
+    /// Chunks (or blocks) fetched for later: warmed, or replayed from a profile.
+    pub n_warmed: u64,
+    /// Their plain bytes.
+    pub warmed_bytes: u64,
+    /// Chunks (or blocks) being fetched now without anyone waiting.
+    pub n_in_flight: u64,
 }
 
 /// A share of the memory budget.
@@ -326,6 +366,9 @@ pub struct Totals {
     pub n_bad_chunks: u64,
     /// Fetches that ended in an error.
     pub n_store_errors: u64,
+    /// Opens of files that the kernel reads itself from then on: what is read of those is not counted.
+    #[serde(default)]
+    pub n_passthrough_opens: u64,
     /// Requests answered with EIO.
     pub n_eio: u64,
     /// Of those, by what was wrong.
