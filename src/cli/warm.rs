@@ -74,7 +74,7 @@ pub fn run(args: &WarmArgs) -> Result<()> {
         }
         _ => {}
     }
-    warm::check(&opened.blob).with_context(|| name.clone())?;
+    runtime.block_on(warm::check(&opened.blob)).with_context(|| name.clone())?;
     let (warming, tally) = (Warming { pace, ..Warming::default() }, Tally::default());
     if args.metadata && opened.tables.can_keep() {
         // On its way it reads all metadata, and what it leaves behind answers for all of it.

@@ -352,7 +352,7 @@ impl PartWork {
 
     async fn warm(&self, part: &Part) {
         let location = &self.location;
-        match warm::check(&part.blob) {
+        match warm::check(&part.blob).await {
             Ok(()) => {}
             Err(NotWarmable::Local) => return,
             Err(why) => return tracing::warn!("{location}: nothing is warmed: {why}"),
