@@ -56,7 +56,7 @@ pub fn run(args: &WarmArgs) -> Result<()> {
     let pace = match &args.rate {
         None => None,
         Some(rate) => match parse_size(rate).filter(|rate| *rate > 0) {
-            Some(rate) => Some(Arc::new(Pace::new(rate))),
+            Some(rate) => Some(Arc::new(Pace::new(Some(rate)))),
             None => bail!("--rate: {rate:?} is not a size above 0 (of a second), such as 4M"),
         },
     };
