@@ -23,7 +23,7 @@ impl Directory {
         let ground = Ground::new()?;
         let (place, log) = (ground.scratch.dir("indexes"), ground.scratch.join("log"));
         fs::create_dir_all(place.join("sub/deep")).unwrap();
-        let mut image = |seed, name: &str| {
+        let image = |seed, name: &str| {
             let ids = ground.make("made.caibx", &Xorshift::seeded(seed).bytes(1 << 20));
             fs::rename(ground.nginx.root().join("made.caibx"), place.join(name)).unwrap();
             ids

@@ -9,6 +9,7 @@ use crate::cli::one_line;
 use crate::mount::can_mount;
 use crate::support::blob::{Xorshift, noise};
 use crate::support::proxy::{Mode, ProxyFault};
+use crate::support::run::run;
 
 /// A tree of some directories, each file of other content.
 fn tree(ground: &Ground) -> std::path::PathBuf {
