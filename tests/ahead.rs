@@ -23,7 +23,7 @@ use crate::support::blob::{Xorshift, noise};
 use crate::support::mounted::Mounted;
 use crate::support::peers::peer;
 use crate::support::proxy::{FaultProxy, ProxyFault};
-use crate::support::run::{Finished, caifs, run};
+use crate::support::run::{Finished, caifs, command, run};
 use crate::support::scratch::Scratch;
 use crate::support::servers::nginx::{Nginx, Site};
 
@@ -100,6 +100,15 @@ impl Ground {
         let mut command = self.command();
         command.arg("mount").arg(self.url(name)).arg(&self.mnt).args(args);
         Mounted::by_command(&mut command, &self.mnt).unwrap()
+    }
+
+    /// `caifs mount -o OPTIONS`, with what is said before the mount goes into the background in the log as well.
+    pub fn logged_mount(&self, log: &Path, options: &str) -> Command {
+        let script = format!("exec \"$0\" \"$@\" 2>>{}", log.display());
+        let mut mount = command("sh", ["-c", &script, env!("CARGO_BIN_EXE_caifs"), "mount", "-o", options]);
+        let nowhere = "/nonexistent";
+        mount.env("HOME", nowhere).env("XDG_CONFIG_HOME", nowhere).env("CAIFS_CONFIG_DIR", nowhere);
+        mount
     }
 
     #[track_caller]

@@ -41,10 +41,9 @@ impl Directory {
     fn mount(&self, warm: &str) -> Mounted {
         let ground = &self.ground;
         let options = format!("{warm},log={}", self.log.display());
-        let mut command = ground.command();
-        command.arg("mount").arg(&self.place).arg(&ground.mnt).args(["-s", &ground.url("default.castr")]);
-        command.arg("-c").arg(&ground.cache).args(["-o", &options]);
-        Mounted::by_command(&mut command, &ground.mnt).unwrap()
+        let mut mount = ground.logged_mount(&self.log, &options);
+        mount.args(["-s", &ground.url("default.castr"), "-c"]).arg(&ground.cache).arg(&self.place).arg(&ground.mnt);
+        Mounted::by_command(&mut mount, &ground.mnt).unwrap()
     }
 
     /// How many chunks of each are kept.

@@ -8,6 +8,7 @@ use super::{Ground, until};
 use crate::cli::one_line;
 use crate::mount::can_mount;
 use crate::support::blob::noise;
+use crate::support::mounted::Mounted;
 use crate::support::run::{caifs, run};
 
 /// The ids that a profile lists.
@@ -41,7 +42,9 @@ fn of_a_profile_that_is_too_long_for_the_memory_the_first_chunks_are_replayed() 
     for profile in ["", &format!(",profile={}", local.display())] {
         let log = ground.scratch.join("log");
         let options = format!("memory=16M,log={}{profile}", log.display());
-        let mounted = ground.mount_cached("disk.caibx", &["-o", &options]);
+        let mut mount = ground.logged_mount(&log, &options);
+        mount.arg("-c").arg(&ground.cache).arg(ground.url("disk.caibx")).arg(&ground.mnt);
+        let mounted = Mounted::by_command(&mut mount, &ground.mnt).unwrap();
         until("the first chunks are there", || ground.n_cached(&ids) == ids.len());
         until("it is told", || fs::read_to_string(&log).is_ok_and(|text| text.contains("of the profile are replayed")));
         assert!(mounted.end());
