@@ -1,5 +1,6 @@
 //! Reading ahead, warming and profiles: through nginx and a slow network, with real mounts where a mount is what matters.
 
+mod directory;
 mod profiles;
 mod warm;
 
@@ -22,7 +23,7 @@ use crate::support::blob::{Xorshift, noise};
 use crate::support::mounted::Mounted;
 use crate::support::peers::peer;
 use crate::support::proxy::{FaultProxy, ProxyFault};
-use crate::support::run::{Finished, caifs, run};
+use crate::support::run::{Finished, caifs, command, run};
 use crate::support::scratch::Scratch;
 use crate::support::servers::nginx::{Nginx, Site};
 
@@ -61,7 +62,12 @@ impl Ground {
         let blob = self.scratch.file("blob", content);
         let (index, store) = (self.nginx.root().join(name), self.nginx.root().join("default.castr"));
         run(caifs().args(["make", "-s"]).arg(&store).arg(&index).arg(&blob)).ok();
-        run(caifs().arg("list-chunks").arg(&index)).ok().text().lines().map(str::to_owned).collect()
+        self.chunks_of(&index)
+    }
+
+    /// The ids of an index's chunks.
+    pub fn chunks_of(&self, index: &Path) -> Vec<String> {
+        run(caifs().arg("list-chunks").arg(index)).ok().text().lines().map(str::to_owned).collect()
     }
 
     /// Packs a directory for the web server, as `t.caidx` and `t.catar`.
@@ -94,6 +100,15 @@ impl Ground {
         let mut command = self.command();
         command.arg("mount").arg(self.url(name)).arg(&self.mnt).args(args);
         Mounted::by_command(&mut command, &self.mnt).unwrap()
+    }
+
+    /// `caifs mount -o OPTIONS`, with what is said before the mount goes into the background in the log as well.
+    pub fn logged_mount(&self, log: &Path, options: &str) -> Command {
+        let script = format!("exec \"$0\" \"$@\" 2>>{}", log.display());
+        let mut mount = command("sh", ["-c", &script, env!("CARGO_BIN_EXE_caifs"), "mount", "-o", options]);
+        let nowhere = "/nonexistent";
+        mount.env("HOME", nowhere).env("XDG_CONFIG_HOME", nowhere).env("CAIFS_CONFIG_DIR", nowhere);
+        mount
     }
 
     #[track_caller]
@@ -163,8 +178,17 @@ fn a_reader_is_read_ahead_of_and_all_is_given_back_when_it_rests() {
         until("readers are forgotten", || report.ahead_windows.get() == 0);
         assert_eq!((report.ahead_now_bytes.get(), report.background_chunks.get()), (0, 0));
 
-        // Not when it is switched off.
+        // Not when it is switched off, before or while it is served.
         let (opened, report) = ground.open(&runtime, name, Some(0));
+        assert!(read_all(&runtime, &opened, "disk", 1 << 20) == content, "{name}");
+        assert_eq!((report.n_ahead.get(), report.ahead_windows.get()), (0, 0), "{name}");
+        let (opened, report) = ground.open(&runtime, name, None);
+        let mut config = opened.live.config();
+        config.ahead.window_bytes = Some(0);
+        {
+            let _guard = runtime.enter();
+            opened.live.prepare(config).unwrap().commit(&opened.live);
+        }
         assert!(read_all(&runtime, &opened, "disk", 1 << 20) == content, "{name}");
         assert_eq!((report.n_ahead.get(), report.ahead_windows.get()), (0, 0), "{name}");
     }

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 pub use backed::Filled;
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use super::BlobError;
 use super::backing::Backing;
@@ -45,6 +46,8 @@ struct Shared {
     touched: Touched,
     /// The plain copy, once there is one.
     backing: OnceLock<Arc<Backing>>,
+    /// Whether a plain copy is being opened, so that there may be one soon.
+    is_opening_backing: watch::Sender<bool>,
 }
 
 /// A part of a read: a chunk, and which of its bytes are wanted.
@@ -76,6 +79,7 @@ impl ChunkedBlob {
             replies,
             touched,
             backing: OnceLock::new(),
+            is_opening_backing: watch::Sender::new(false),
         };
         Self { shared: Arc::new(shared), cache }
     }

@@ -190,6 +190,11 @@ impl ReadAhead {
         Self { budget, readers: Mutex::default() }
     }
 
+    /// What may be ahead of them, beside the readers of other streams.
+    pub fn budget(&self) -> &AheadBudget {
+        &self.budget
+    }
+
     /// Takes note of a read, and says what to fetch for what comes after it.
     pub fn note(&self, read: ReadNote) -> Option<Fetch> {
         if self.budget.is_empty() {

@@ -63,18 +63,20 @@ impl Purpose {
     /// The most bytes that are to be let in together.
     pub(super) fn max_group_bytes(&self) -> u64 {
         match self {
-            Self::Warm(Warmth { pace: Some(pace), .. }) => pace.bytes_per_second / 4,
+            Self::Warm(Warmth { pace: Some(pace), .. }) => pace.bytes_per_second() / 4,
             _ => u64::MAX,
         }
     }
 }
 
-/// A limit of bytes a second, in stored form.
+/// A limit of bytes a second, in stored form, or none. It may change at any time.
 #[derive(Debug)]
 pub struct Pace {
-    bytes_per_second: u64,
+    /// [`u64::MAX`] for no limit.
+    bytes_per_second: AtomicU64,
     /// Never held over await.
     state: Mutex<PaceState>,
+    /// More may be taken than was said before.
     given_back: Notify,
 }
 
@@ -86,10 +88,24 @@ struct PaceState {
 }
 
 impl Pace {
-    /// A limit of so many bytes a second, at least one.
-    pub fn new(bytes_per_second: u64) -> Self {
+    /// A limit of so many bytes a second, at least one; `None` for no limit.
+    pub fn new(bytes_per_second: Option<u64>) -> Self {
         let state = PaceState { balance: 0.0, at: Instant::now() };
-        Self { bytes_per_second: bytes_per_second.max(1), state: Mutex::new(state), given_back: Notify::new() }
+        let bytes_per_second = AtomicU64::new(rate_of(bytes_per_second));
+        Self { bytes_per_second, state: Mutex::new(state), given_back: Notify::new() }
+    }
+
+    /// Another limit from now on, also for those who wait.
+    pub fn set(&self, bytes_per_second: Option<u64>) {
+        // What has come in until now came by the old one.
+        let state = self.settled();
+        self.bytes_per_second.store(rate_of(bytes_per_second), Ordering::Relaxed);
+        drop(state);
+        self.given_back.notify_waiters();
+    }
+
+    fn bytes_per_second(&self) -> u64 {
+        self.bytes_per_second.load(Ordering::Relaxed)
     }
 
     /// Waits until what was taken before has been paid for, and takes so many bytes.
@@ -105,7 +121,7 @@ impl Pace {
                 }
                 -state.balance
             };
-            let wait = Duration::from_secs_f64(debt / self.bytes_per_second as f64 + 1e-6);
+            let wait = Duration::from_secs_f64(debt / self.bytes_per_second() as f64 + 1e-6);
             let _ = tokio::time::timeout(wait, given_back).await;
         }
     }
@@ -119,12 +135,17 @@ impl Pace {
     /// The state with what has come in until now.
     fn settled(&self) -> MutexGuard<'_, PaceState> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (now, rate) = (Instant::now(), self.bytes_per_second as f64);
+        let (now, rate) = (Instant::now(), self.bytes_per_second() as f64);
         let come_in = now.saturating_duration_since(state.at).as_secs_f64() * rate;
         state.balance = (state.balance + come_in).min(rate * BURST.as_secs_f64());
         state.at = now;
         state
     }
+}
+
+/// A limit as it is kept.
+fn rate_of(bytes_per_second: Option<u64>) -> u64 {
+    bytes_per_second.unwrap_or(u64::MAX).max(1)
 }
 
 /// What lets background fetches in.
@@ -312,7 +333,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_pace_counts_what_was_really_used() {
-        let (lanes, pace) = (lanes(1 << 30), Arc::new(Pace::new(100_000)));
+        let (lanes, pace) = (lanes(1 << 30), Arc::new(Pace::new(Some(100_000))));
         let start = Instant::now();
         for _ in 0..100 {
             let slot = lanes.enter(&warm(Some(Arc::clone(&pace)), true), 1, 64_000).await.unwrap();
@@ -326,8 +347,33 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn another_pace_holds_from_now_on_for_who_waits_as_well() {
+        let pace = Pace::new(Some(1000));
+        let start = Instant::now();
+        pace.take(1_000_000).await;
+        tokio::join!(pace.take(1_000_000), async {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            pace.set(Some(100_000));
+        });
+        // 10 kB in ten seconds, and the rest of the first MB a hundred times as fast.
+        let took = start.elapsed().as_secs_f64();
+        assert!((19.5..20.5).contains(&took), "{took}");
+        pace.set(None);
+        for _ in 0..100 {
+            pace.take(1_000_000_000).await;
+        }
+        let took_more = start.elapsed().as_secs_f64() - took;
+        assert!(took_more < 0.1, "no limit: {took_more}");
+        pace.set(Some(1000));
+        pace.take(1_000_000).await;
+        pace.take(1).await;
+        let took_more = start.elapsed().as_secs_f64() - took;
+        assert!((990.0..1100.0).contains(&took_more), "and a limit again: {took_more}");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn several_share_a_pace_and_a_pause_is_no_credit() {
-        let (lanes, pace) = (Arc::new(lanes(1 << 30)), Arc::new(Pace::new(1_000_000)));
+        let (lanes, pace) = (Arc::new(lanes(1 << 30)), Arc::new(Pace::new(Some(1_000_000))));
         tokio::time::sleep(Duration::from_secs(1000)).await;
         let start = Instant::now();
         let tasks = (0..8).map(|_| {
@@ -346,7 +392,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_slot_that_is_dropped_unused_gives_everything_back() {
-        let (lanes, pace) = (lanes(1 << 20), Arc::new(Pace::new(1)));
+        let (lanes, pace) = (lanes(1 << 20), Arc::new(Pace::new(Some(1))));
         for _ in 0..1000 {
             drop(lanes.enter(&warm(Some(Arc::clone(&pace)), true), 8, 1 << 19).await.unwrap());
         }

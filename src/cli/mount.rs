@@ -29,7 +29,7 @@ use crate::mount::{BoxError, MountError, MountRequest, Place, Service, shown_sou
 use crate::report::Report;
 use crate::store::location::{FileLocation, Location, split_group, without_secrets};
 use crate::sys::{limit_heaps, replace_in_arguments};
-use crate::volume::Live;
+use crate::volume::LiveVolume;
 use crate::volume::background::Background;
 use crate::volume::backing::AUTO;
 use crate::volume::open::{OpenError, open_volume};
@@ -111,7 +111,7 @@ pub(super) fn mount(
         tracing::warn!("passthrough: a profile of what is read is recorded; files are read through us");
     }
     // Opened first, then served: what the second finds here, the first has put there.
-    let opened: Mutex<Option<(Arc<Live>, Beside)>> = Mutex::new(None);
+    let opened: Mutex<Option<(LiveVolume, Beside)>> = Mutex::new(None);
     let open = |runtime: &Runtime, Opening { on_file, goes_on }: Opening| -> Result<_, BoxError> {
         let beside = Beside::open(&options.config.service, &report)?;
         let opening = async {
@@ -128,7 +128,7 @@ pub(super) fn mount(
                 .block_on(async { tokio::time::timeout(request.ready_timeout, opening).await })
                 .map_err(|_| MountError::NotReady(request.ready_timeout))??,
         };
-        *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some((volume.live, beside));
+        *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some((volume.clone(), beside));
         Ok(volume.volume)
     };
     let serve = |served: Served| {
@@ -139,9 +139,9 @@ pub(super) fn mount(
         let session = fuse::serve(volume, fd, settings, runtime.clone(), Arc::clone(&report), &handover)
             .map_err(MountError::Serve)?;
         let opened = opened.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (live, beside) =
+        let (opened, beside) =
             opened.ok_or_else(|| MountError::Serve(io::Error::other("served before it was opened")))?;
-        let background = confined(&confinement, Role::Worker, || Background::start(&live, &runtime));
+        let background = confined(&confinement, Role::Worker, || Background::start(&opened, &runtime));
         let background = background.map_err(|error| MountError::Open(error.into()))?;
         let manager = request.service.manager.clone();
         let held = Arc::clone(&confinement);
@@ -160,7 +160,7 @@ pub(super) fn mount(
             source: &request.source,
             control_dir: request.service.control_dir.as_deref(),
             at,
-            live: &live,
+            live: &opened.live,
             requests: session.requests(),
             again,
             admits,

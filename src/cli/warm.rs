@@ -56,7 +56,7 @@ pub fn run(args: &WarmArgs) -> Result<()> {
     let pace = match &args.rate {
         None => None,
         Some(rate) => match parse_size(rate).filter(|rate| *rate > 0) {
-            Some(rate) => Some(Arc::new(Pace::new(rate))),
+            Some(rate) => Some(Arc::new(Pace::new(Some(rate)))),
             None => bail!("--rate: {rate:?} is not a size above 0 (of a second), such as 4M"),
         },
     };
@@ -74,7 +74,7 @@ pub fn run(args: &WarmArgs) -> Result<()> {
         }
         _ => {}
     }
-    warm::check(&opened.blob).with_context(|| name.clone())?;
+    runtime.block_on(warm::check(&opened.blob)).with_context(|| name.clone())?;
     let (warming, tally) = (Warming { pace, ..Warming::default() }, Tally::default());
     if args.metadata && opened.tables.can_keep() {
         // On its way it reads all metadata, and what it leaves behind answers for all of it.

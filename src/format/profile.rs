@@ -30,6 +30,9 @@ pub const MAX_PROFILE_BYTES: u64 = 32 << 20;
 /// The most chunks in a profile: 16 GiB of content at the usual chunk size.
 pub const MAX_PROFILE_CHUNKS: usize = 1 << 18;
 
+/// A line is shorter, unless it is a remark. More of one is not kept.
+const MAX_LINE_BYTES: usize = 256;
+
 /// The first line.
 pub const HEADER: &str = "caifs-profile 1";
 
@@ -88,30 +91,12 @@ impl Profile {
     /// # Errors
     /// It is none, or a line in it is wrong.
     pub fn parse(text: &[u8]) -> Result<Self, ProfileError> {
-        let mut lines = text.split_inclusive(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\n"));
-        match lines.next() {
-            Some(line) if line == HEADER.as_bytes() => {}
-            Some(line) if line.starts_with(ANY_HEADER.as_bytes()) => {
-                let shown: String = String::from_utf8_lossy(line).chars().take(40).collect();
-                return Err(ProfileError::Version(shown));
-            }
-            _ => return Err(ProfileError::NotAProfile),
+        let mut reader = ProfileReader::new(MAX_PROFILE_CHUNKS);
+        reader.take(text)?;
+        match reader.finish()? {
+            (profile, false) => Ok(profile),
+            (_, true) => Err(ProfileError::TooMany),
         }
-        let mut touches = Vec::new();
-        let mut met = HashSet::new();
-        for (line_idx, line) in lines.enumerate() {
-            if line.is_empty() || line.starts_with(b"#") {
-                continue;
-            }
-            let touch = touch(line).map_err(|reason| ProfileError::Line { line: line_idx + 2, reason })?;
-            if met.insert(touch.id) {
-                if touches.len() == MAX_PROFILE_CHUNKS {
-                    return Err(ProfileError::TooMany);
-                }
-                touches.push(touch);
-            }
-        }
-        Ok(Self { touches })
     }
 
     /// The profile as text.
@@ -156,9 +141,92 @@ impl Profile {
     }
 }
 
+/// Reads a profile that comes in pieces, and keeps its first chunks.
+#[derive(Debug)]
+pub struct ProfileReader {
+    max_chunks: usize,
+    touches: Vec<Touch>,
+    met: HashSet<ChunkId>,
+    /// What has come of the line that has not ended yet, as far as it is looked at.
+    begun: Vec<u8>,
+    n_lines: usize,
+    is_cut: bool,
+}
+
+impl ProfileReader {
+    /// Nothing has come yet; so many chunks are kept.
+    pub fn new(max_chunks: usize) -> Self {
+        Self { max_chunks, touches: Vec::new(), met: HashSet::new(), begun: Vec::new(), n_lines: 0, is_cut: false }
+    }
+
+    /// Takes what comes next. Whether more is wanted.
+    ///
+    /// # Errors
+    /// It is no profile, or a line in it is wrong.
+    pub fn take(&mut self, bytes: &[u8]) -> Result<bool, ProfileError> {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            if self.is_cut {
+                break;
+            }
+            let (text, is_whole) = match piece.strip_suffix(b"\n") {
+                Some(text) => (text, true),
+                None => (piece, false),
+            };
+            let room = MAX_LINE_BYTES - self.begun.len();
+            self.begun.extend_from_slice(&text[..text.len().min(room)]);
+            if is_whole {
+                self.n_lines += 1;
+                let line = std::mem::take(&mut self.begun);
+                self.line(&line)?;
+            } else if self.n_lines == 0 && self.begun.len() == MAX_LINE_BYTES {
+                return Err(ProfileError::NotAProfile);
+            }
+        }
+        Ok(!self.is_cut)
+    }
+
+    /// The chunks that were kept, and whether there were more.
+    ///
+    /// # Errors
+    /// Nothing came that is the start of a profile.
+    pub fn finish(self) -> Result<(Profile, bool), ProfileError> {
+        match self.n_lines {
+            0 => Err(ProfileError::NotAProfile),
+            _ => Ok((Profile { touches: self.touches }, self.is_cut)),
+        }
+    }
+
+    fn line(&mut self, line: &[u8]) -> Result<(), ProfileError> {
+        if self.n_lines == 1 {
+            if line == HEADER.as_bytes() {
+                return Ok(());
+            }
+            if line.starts_with(ANY_HEADER.as_bytes()) {
+                let shown: String = String::from_utf8_lossy(line).chars().take(40).collect();
+                return Err(ProfileError::Version(shown));
+            }
+            return Err(ProfileError::NotAProfile);
+        }
+        if line.is_empty() || line.starts_with(b"#") {
+            return Ok(());
+        }
+        let touch = touch(line).map_err(|reason| ProfileError::Line { line: self.n_lines, reason })?;
+        if self.met.insert(touch.id) {
+            match self.touches.len() < self.max_chunks {
+                true => self.touches.push(touch),
+                false => self.is_cut = true,
+            }
+        }
+        Ok(())
+    }
+}
+
 /// `<milliseconds> <id>`.
 fn touch(line: &[u8]) -> Result<Touch, &'static str> {
     const FORM: &str = "not milliseconds, a space, and the 64 digits of a chunk's id";
+    if line.len() == MAX_LINE_BYTES {
+        return Err(FORM);
+    }
     let text = std::str::from_utf8(line).map_err(|_| FORM)?;
     let (ms, id) = text.split_once(' ').ok_or(FORM)?;
     let is_number = !ms.is_empty() && ms.bytes().all(|byte| byte.is_ascii_digit());
@@ -196,6 +264,28 @@ mod tests {
         for n_bytes in HEADER.len() + 1..whole.len() {
             let read = Profile::parse(&whole.as_bytes()[..n_bytes]).unwrap();
             assert!(profile(&[(1, 1), (2, 2), (3, 3)]).touches.starts_with(&read.touches));
+        }
+    }
+
+    #[test]
+    fn in_pieces_it_is_the_same_and_only_as_many_chunks_are_kept_as_are_wanted() {
+        let whole = profile(&[(1, 1), (2, 2), (2, 3), (9, 4)]);
+        let text = format!("{}# {}\n5 {}\n", whole.to_text(), "a long remark ".repeat(100), id(2));
+        for n_bytes in [1, 2, 7, 100, 10_000] {
+            let read = |max_chunks| {
+                let mut reader = ProfileReader::new(max_chunks);
+                let wants_more = text.as_bytes().chunks(n_bytes).all(|piece| reader.take(piece).unwrap());
+                let (profile, is_cut) = reader.finish().unwrap();
+                assert_eq!(is_cut, !wants_more);
+                (profile, is_cut)
+            };
+            assert_eq!(read(4), (whole.clone(), false), "in pieces of {n_bytes}");
+            assert_eq!(read(3), (profile(&[(1, 1), (2, 2), (2, 3)]), true), "in pieces of {n_bytes}");
+            let wrong = "casync".repeat(100);
+            let mut reader = ProfileReader::new(4);
+            let taken: Result<Vec<bool>, _> =
+                wrong.as_bytes().chunks(n_bytes).map(|piece| reader.take(piece)).collect();
+            assert_eq!(taken.unwrap_err(), ProfileError::NotAProfile, "it is not read to its end");
         }
     }
 

@@ -194,6 +194,8 @@ fn with_changeable(old: &MountConfig, new: MountConfig) -> MountConfig {
     config.config_file = new.config_file;
     config.store_file = new.store_file;
     config.memory_bytes = new.memory_bytes;
+    config.ahead.window_bytes = new.ahead.window_bytes;
+    config.ahead.warm_rate_bytes = new.ahead.warm_rate_bytes;
     config.io_timeout = new.io_timeout;
     config
 }

@@ -1,17 +1,17 @@
 //! What goes on beside the serving of a volume, as its settings say: warming, replaying a profile, recording one.
 //!
 //! [`Background`] does for every part of a volume what is to be done, when the part is opened: first its profile, then what is to be
-//! warmed; once at a time for each part, and for a few parts at a time. It ends when it is stopped or dropped.
+//! warmed; once at a time for each part (`at_work`), and for a few parts at a time. It ends when it is stopped or dropped. The parts of a
+//! directory of indexes are opened for it by a `tour`, if something of them is to be warmed. `profile` reads profiles wherever they lie.
 //!
 //! Invariants: nothing of it is waited for by a reader, no failure of it ends a mount, and what waits for its turn keeps no part open.
 
-use std::collections::HashSet;
+mod at_work;
+mod profile;
+mod tour;
+
 use std::ffi::OsStr;
-use std::fs::OpenOptions;
 use std::future::Future;
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -19,22 +19,23 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
-use super::live::PartObserver;
+use self::at_work::{AllAtWork, AtWork};
+pub use self::profile::{CutProfile, beside, read_profile};
+use self::tour::Tour;
+use super::live::{LiveVolume, PartObserver};
 use super::open::OpenError;
 use super::record::{FLUSH, Recorder};
 use super::replay::{Follow, known_chunks, replay};
 use super::warm::{self, NotWarmable, Tally, Warming, Wish, WishError};
-use super::{Live, Part};
+use super::{Live, Part, ROOT_INO};
 use crate::blob::backing::Presence;
 use crate::blob::{Blob, ChunkedBlob};
 use crate::cache::Touches;
 use crate::cache::background::Pace;
 use crate::config::{AheadConfig, MountConfig, StoreSettings};
 use crate::digest::ChunkId;
-use crate::format::profile::{MAX_PROFILE_BYTES, Profile, SUFFIX};
-use crate::store::files::ReadWhole;
+use crate::format::profile::{Profile, SUFFIX};
 use crate::store::location::{FileLocation, Location};
-use crate::store::open::open_files;
 
 /// The word for no profile.
 const NO_PROFILE: &str = "no";
@@ -42,9 +43,6 @@ const NO_PROFILE: &str = "no";
 /// How often warming is tried again when the stores fail, and how soon: some ten minutes beside what every fetch does by itself.
 const N_RETRIES: u32 = 12;
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
-
-/// The share of the memory budget that a profile may take while it is read.
-const PROFILE_SHARE: u64 = 64;
 
 /// Profiles that are replayed at the same time, and parts that are warmed; other parts wait.
 const MAX_REPLAYS: usize = 4;
@@ -62,26 +60,20 @@ struct Shared {
     is_offline: bool,
     /// How stores are reached.
     settings: Arc<StoreSettings>,
-    /// The most a profile may be long.
-    max_profile_bytes: u64,
+    /// The most chunks of a profile that are replayed.
+    max_profile_chunks: usize,
     wishes: Vec<Wish>,
     warming: Warming,
+    /// That of `warming`.
+    pace: Arc<Pace>,
     watch: Arc<Watch>,
     replays: Arc<Semaphore>,
     warmings: Arc<Semaphore>,
     /// What has the parts. It knows us, too.
     live: Weak<Live>,
-    /// Parts that somebody waits or works for. Never held over I/O or await; the parts of `live` may be asked for meanwhile.
-    at_work: Arc<Mutex<HashSet<PartKey>>>,
+    at_work: Arc<AllAtWork>,
     runtime: Handle,
     tasks: Mutex<Vec<AbortHandle>>,
-}
-
-/// Which part: its path and number.
-type PartKey = (Vec<u8>, u64);
-
-fn key_of(part: &Part) -> PartKey {
-    (part.path.clone(), part.number)
 }
 
 /// Who wants to know what readers touch.
@@ -108,9 +100,11 @@ impl Background {
     ///
     /// # Errors
     /// A profile is to be recorded, and its file cannot be made, or the volume has no chunks to record.
-    pub fn start(live: &Arc<Live>, runtime: &Handle) -> Result<Self, OpenError> {
+    pub fn start(volume: &LiveVolume, runtime: &Handle) -> Result<Self, OpenError> {
+        let live = &volume.live;
         let MountConfig { ahead, sources, memory_bytes, .. } = live.config();
         let watch = Arc::new(Watch::default());
+        let pace = Arc::new(Pace::new(ahead.warm_rate_bytes));
         if let Some(path) = &ahead.record {
             let is_plain = |part: &Part| !matches!(part.blob, Blob::Chunked(_));
             if live.parts().iter().any(is_plain) {
@@ -126,15 +120,16 @@ impl Background {
         let shared = Arc::new(Shared {
             is_offline: sources.offline,
             settings: sources.settings,
-            max_profile_bytes: MAX_PROFILE_BYTES.min(memory_bytes / PROFILE_SHARE),
+            max_profile_chunks: profile::max_chunks(memory_bytes),
             wishes: ahead.warm.iter().map(|wish| Wish::parse(wish.as_bytes())).collect(),
             warming: Warming {
-                pace: ahead.warm_rate_bytes.map(|rate| Arc::new(Pace::new(rate))),
+                pace: Some(Arc::clone(&pace)),
                 n_retries: N_RETRIES,
                 pause: FIRST_PAUSE,
                 gives_up: true,
             },
             config: ahead,
+            pace,
             watch,
             replays: Arc::new(Semaphore::new(MAX_REPLAYS)),
             warmings: Arc::new(Semaphore::new(MAX_WARMED)),
@@ -148,6 +143,16 @@ impl Background {
         }
         let observer: Arc<dyn PartObserver> = Arc::<Shared>::clone(&shared);
         live.observe(&observer);
+        if !shared.wishes.is_empty() && tour::is_changeable(&*volume.volume, ROOT_INO) {
+            let tour = Tour {
+                volume: Arc::clone(&volume.volume),
+                live: Arc::downgrade(live),
+                wishes: shared.wishes.clone(),
+                at_work: Arc::clone(&shared.at_work),
+                turns: Arc::clone(&shared.warmings),
+            };
+            shared.spawn(tour.run());
+        }
         Ok(Self { shared })
     }
 
@@ -188,11 +193,15 @@ impl PartObserver for Shared {
             location: part.location.clone(),
             wishes,
             settings: Arc::clone(&self.settings),
-            max_profile_bytes: self.max_profile_bytes,
+            max_profile_chunks: self.max_profile_chunks,
             warming: self.warming.clone(),
             watch: Arc::clone(&self.watch),
         };
         self.spawn(work.run(profile, Arc::clone(&self.replays), Arc::clone(&self.warmings)));
+    }
+
+    fn settings_changed(&self, config: &MountConfig) {
+        self.pace.set(config.ahead.warm_rate_bytes);
     }
 }
 
@@ -245,43 +254,6 @@ async fn write_regularly(watch: Arc<Watch>) {
     }
 }
 
-/// A part that is waited or worked for, until this is dropped.
-struct AtWork {
-    all: Arc<Mutex<HashSet<PartKey>>>,
-    key: PartKey,
-    /// It counts as done already.
-    is_over: bool,
-}
-
-impl AtWork {
-    /// `None` if somebody is at it already.
-    fn begin(all: &Arc<Mutex<HashSet<PartKey>>>, part: &Part) -> Option<Self> {
-        let key = key_of(part);
-        let is_new = all.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
-        is_new.then(|| Self { all: Arc::clone(all), key, is_over: false })
-    }
-
-    /// The part, if it is open. Otherwise it counts as done: whoever opens it from now on begins anew.
-    fn part(&mut self, live: &Weak<Live>) -> Option<Part> {
-        let live = live.upgrade()?;
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        let part = live.parts().into_iter().find(|part| part.path == self.key.0 && part.number == self.key.1);
-        if part.is_none() {
-            all.remove(&self.key);
-            self.is_over = true;
-        }
-        part
-    }
-}
-
-impl Drop for AtWork {
-    fn drop(&mut self) {
-        if !self.is_over {
-            self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
-        }
-    }
-}
-
 /// What is to be done for one part. While it waits for its turn it does not hold the part itself, which may be closed meanwhile.
 struct PartWork {
     live: Weak<Live>,
@@ -289,7 +261,7 @@ struct PartWork {
     location: FileLocation,
     wishes: Vec<Wish>,
     settings: Arc<StoreSettings>,
-    max_profile_bytes: u64,
+    max_profile_chunks: usize,
     warming: Warming,
     watch: Arc<Watch>,
 }
@@ -315,13 +287,17 @@ impl PartWork {
     }
 
     async fn read_profile(&self, location: &FileLocation, is_named: bool) -> Option<Profile> {
-        let text = read_profile(location, &self.settings, self.max_profile_bytes).await;
-        let parsed = text.and_then(|text| {
-            text.map(|text| Profile::parse(&text).map_err(|error| OpenError::new(&location.to_string(), error)))
-                .transpose()
-        });
-        match (parsed, is_named) {
-            (Ok(Some(profile)), _) => return Some(profile),
+        let read = read_profile(location, &self.settings, self.max_profile_chunks).await;
+        match (read, is_named) {
+            (Ok(Some(CutProfile { profile, is_cut })), _) => {
+                if is_cut {
+                    let n = profile.touches.len();
+                    tracing::warn!(
+                        "{location}: only the first {n} chunks of the profile are replayed (give more memory)"
+                    );
+                }
+                return Some(profile);
+            }
             (Ok(None), true) => tracing::warn!("{location}: there is no such profile; going on without it"),
             (Ok(None), false) => {}
             (Err(error), true) => tracing::warn!("{error}; going on without the profile"),
@@ -352,7 +328,7 @@ impl PartWork {
 
     async fn warm(&self, part: &Part) {
         let location = &self.location;
-        match warm::check(&part.blob) {
+        match warm::check(&part.blob).await {
             Ok(()) => {}
             Err(NotWarmable::Local) => return,
             Err(why) => return tracing::warn!("{location}: nothing is warmed: {why}"),
@@ -415,66 +391,6 @@ impl Drop for Following {
     }
 }
 
-/// The file beside another whose name has a suffix more; `None` for what lies nowhere.
-pub fn beside(location: &FileLocation, suffix: &str) -> Option<FileLocation> {
-    match location {
-        FileLocation::Local(path) => {
-            let mut path = path.clone().into_os_string();
-            path.push(suffix);
-            Some(FileLocation::Local(path.into()))
-        }
-        FileLocation::Remote { directory, directory_text, name } => Some(FileLocation::Remote {
-            directory: directory.clone(),
-            directory_text: directory_text.clone(),
-            name: format!("{name}{suffix}"),
-        }),
-        FileLocation::Stdio => None,
-    }
-}
-
 fn is_over_ssh(location: &FileLocation) -> bool {
     matches!(location, FileLocation::Remote { directory: Location::Ssh(_), .. })
-}
-
-/// The bytes of a profile, wherever it lies: of a local one that is longer, the first `max_bytes`. `None` when there is none.
-///
-/// # Errors
-/// It cannot be read.
-pub async fn read_profile(
-    location: &FileLocation,
-    settings: &StoreSettings,
-    max_bytes: u64,
-) -> Result<Option<Vec<u8>>, OpenError> {
-    let fail = |why: &dyn ToString| OpenError::new(&location.to_string(), why.to_string());
-    match location {
-        FileLocation::Local(path) => {
-            let path = path.clone();
-            let read = tokio::task::spawn_blocking(move || read_local(&path, max_bytes)).await;
-            read.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(|error| fail(&error))
-        }
-        FileLocation::Remote { directory, directory_text, name } => {
-            let specs = settings.resolve(directory_text).map_err(|error| fail(&error))?;
-            let options = specs.first().map(|spec| spec.options.clone()).unwrap_or_default();
-            let files = open_files(directory, &options).map_err(|error| fail(&error))?;
-            match files.read_whole(name, None, max_bytes).await.map_err(|error| fail(&error))? {
-                ReadWhole::Content(whole) => Ok(Some(whole.bytes.into())),
-                ReadWhole::Missing | ReadWhole::Unchanged => Ok(None),
-            }
-        }
-        FileLocation::Stdio => Err(fail(&"a profile is not read from there")),
-    }
-}
-
-fn read_local(path: &Path, max_bytes: u64) -> std::io::Result<Option<Vec<u8>>> {
-    // Without O_NONBLOCK a named pipe would hold the thread for ever.
-    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
-    let file = match opened {
-        Ok(file) if file.metadata()?.is_file() => file,
-        Ok(_) => return Err(std::io::Error::other("not a regular file")),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let mut bytes = Vec::new();
-    file.take(max_bytes).read_to_end(&mut bytes)?;
-    Ok(Some(bytes))
 }

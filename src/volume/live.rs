@@ -44,6 +44,9 @@ struct State {
 pub trait PartObserver: Debug + Send + Sync {
     /// A part was opened. Must not wait.
     fn part_opened(&self, part: &Part);
+
+    /// Other settings are in force now. Must not wait.
+    fn settings_changed(&self, config: &MountConfig);
 }
 
 /// An index or archive that a volume serves. A volume has one, or one for each index of a directory that has been opened.
@@ -109,7 +112,12 @@ impl Live {
 
     /// Hears that other settings are in force now.
     pub fn set_config(&self, config: MountConfig) {
-        self.lock().config = config;
+        let observers = {
+            let mut state = self.lock();
+            state.config = config.clone();
+            state.observers.clone()
+        };
+        observers.iter().for_each(|observer| observer.settings_changed(&config));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -130,6 +130,9 @@ impl Step {
             }
             (Blob::Remote(blocks), NewSource::Files(files)) => {
                 blocks.configure(cache_config, files);
+                if let Some(ahead) = blocks.ahead() {
+                    ahead.budget().set(plan.ahead_bytes, plan.window_bytes);
+                }
                 blocks.disk()
             }
             _ => None,

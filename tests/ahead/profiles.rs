@@ -8,6 +8,7 @@ use super::{Ground, until};
 use crate::cli::one_line;
 use crate::mount::can_mount;
 use crate::support::blob::noise;
+use crate::support::mounted::Mounted;
 use crate::support::run::{caifs, run};
 
 /// The ids that a profile lists.
@@ -23,6 +24,35 @@ fn touch(ground: &Ground, places_mib: &[u64]) {
     let file = fs::File::open(ground.mnt.join("disk")).unwrap();
     let mut piece = vec![0; 65536];
     places_mib.iter().for_each(|place| file.read_exact_at(&mut piece, place << 20).unwrap());
+}
+
+#[test]
+fn of_a_profile_that_is_too_long_for_the_memory_the_first_chunks_are_replayed() {
+    if !can_mount() {
+        return;
+    }
+    let Some(ground) = Ground::new() else { return };
+    let ids = ground.make("disk.caibx", &noise(1 << 20));
+    // Those of the image first, and then more than there is memory for, in more than one piece.
+    let others = (0..20_000).map(|n| format!("{n:064x}"));
+    let lines = ids.iter().cloned().chain(others).map(|id| format!("7 {id}\n"));
+    let text = format!("caifs-profile 1\n{}", lines.collect::<String>());
+    let local = ground.scratch.file("p", text.as_bytes());
+    fs::write(ground.nginx.root().join("disk.caibx.profile"), text).unwrap();
+    for profile in ["", &format!(",profile={}", local.display())] {
+        let log = ground.scratch.join("log");
+        let options = format!("memory=16M,log={}{profile}", log.display());
+        let mut mount = ground.logged_mount(&log, &options);
+        mount.arg("-c").arg(&ground.cache).arg(ground.url("disk.caibx")).arg(&ground.mnt);
+        let mounted = Mounted::by_command(&mut mount, &ground.mnt).unwrap();
+        until("the first chunks are there", || ground.n_cached(&ids) == ids.len());
+        until("it is told", || fs::read_to_string(&log).is_ok_and(|text| text.contains("of the profile are replayed")));
+        assert!(mounted.end());
+        let text = fs::read_to_string(&log).unwrap();
+        assert!(text.contains("only the first 3276 chunks of the profile are replayed (give more memory)"), "{text}");
+        fs::remove_file(log).unwrap();
+        fs::remove_dir_all(&ground.cache).unwrap();
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::cli::one_line;
 use crate::mount::can_mount;
 use crate::support::blob::{Xorshift, noise};
 use crate::support::proxy::{Mode, ProxyFault};
+use crate::support::run::run;
 
 /// A tree of some directories, each file of other content.
 fn tree(ground: &Ground) -> std::path::PathBuf {
@@ -200,6 +201,24 @@ fn a_mount_warms_in_the_background_whatever_the_network_does() {
     ground.proxy.set_mode(Mode::BlackHole);
     assert!(mounted.end(), "the server ends with its mount");
     assert!(ground.n_cached(&ids) < ids.len());
+}
+
+#[test]
+fn the_pace_of_a_warming_can_change_while_it_goes_on() {
+    if !can_mount() {
+        return;
+    }
+    let Some(ground) = Ground::new() else { return };
+    let ids = ground.make("disk.caibx", &noise(4 << 20));
+    // At this rate warming takes more than an hour.
+    let mounted = ground.mount_cached("disk.caibx", &["-o", "warm=all,warm-rate=1k"]);
+    until("it has begun", || ground.n_cached(&ids) > 0);
+    assert!(ground.n_cached(&ids) < ids.len() / 2);
+    let mut remount = ground.command();
+    remount.arg("mount").args(["-o", "remount,warm-rate=1G"]).arg(ground.url("disk.caibx")).arg(&ground.mnt);
+    run(&mut remount).ok();
+    until("all of it is there", || ground.n_cached(&ids) == ids.len());
+    assert!(mounted.end());
 }
 
 #[test]

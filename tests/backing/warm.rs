@@ -9,6 +9,7 @@ use super::disk::{ThinDisk, mount_logged};
 use super::{Ground, mount_fs, present, wait_until};
 use crate::mount::mount_with;
 use crate::support::mounted::Mounted;
+use crate::support::run::{caifs, run};
 
 /// Mounts with a backing file that is warmed.
 fn warm(ground: &Ground, mountpoint: &Path, backing: &Path, log: &Path) -> Mounted {
@@ -69,6 +70,29 @@ fn a_warming_brings_to_the_disk_what_a_flush_could_not() {
     nix::mount::umount(&disk.path).unwrap();
     assert!(disk.mount());
     assert!(fs::read(&backing).unwrap() == ground.content, "the complete file has other bytes on the disk");
+    nix::mount::umount(&disk.path).unwrap();
+}
+
+#[test]
+fn what_a_flush_could_not_bring_to_the_disk_and_no_store_has_any_more_is_told() {
+    let Some(ground) = Ground::new(12_000_000) else { return };
+    let Some(disk) = ThinDisk::new(&ground) else { return };
+    let (backing, log) = (disk.path.join("backing"), ground.scratch.join("log"));
+    let option = format!("backing={}", backing.display());
+    assert!(mount_with(&ground.index, Some(&ground.store), &ground.mountpoint, &["-o", &option]).unwrap().end());
+    nix::unistd::syncfs(fs::File::open(&disk.path).unwrap()).unwrap();
+    let ids = run(caifs().arg("list-chunks").arg(&ground.index)).ok().text();
+    let first = ids.lines().next().unwrap();
+    disk.set_full(true);
+    let mounted = warm(&ground, &ground.mountpoint, &backing, &log);
+    wait_until("the flush fails", || has_logged(&log, "what was written since the last flush is fetched again"));
+    // What was filled first was lost; nothing is fetched again before a second is over.
+    fs::remove_file(ground.store.join(&first[..4]).join(format!("{first}.cacnk"))).unwrap();
+    disk.set_full(false);
+    let (line, n_present, n_chunks) = end_of_warming(&log);
+    assert_eq!(n_present + 1, n_chunks, "{line}");
+    assert!(line.contains("warmed, but 1 chunks could not be had, the first one: ") && line.contains(first), "{line}");
+    assert!(mounted.end());
     nix::mount::umount(&disk.path).unwrap();
 }
 

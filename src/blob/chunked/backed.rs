@@ -52,9 +52,11 @@ impl ChunkedBlob {
         if is_hashed_at_once(&shared.index) {
             return open(shared);
         }
+        let opening = Opening::begin(shared);
         let shared = Arc::clone(shared);
         let config = config.clone();
         let work = move || {
+            let _opening = opening;
             let opened = Backing::open(Arc::clone(&shared.index), &config, report);
             match opened {
                 Ok(backing) => drop(shared.backing.set(Arc::new(backing))),
@@ -68,6 +70,14 @@ impl ChunkedBlob {
     /// The backing file, if there is one in use.
     pub fn backing(&self) -> Option<&Arc<Backing>> {
         self.shared.backing.get()
+    }
+
+    /// The same, once it is known: waits for one that is being opened in the background.
+    pub async fn settled_backing(&self) -> Option<&Arc<Backing>> {
+        let mut is_opening = self.shared.is_opening_backing.subscribe();
+        // It fails only when the sender is gone, which we have.
+        let _ = is_opening.wait_for(|is_opening| !is_opening).await;
+        self.backing()
     }
 
     /// How much of the blob is in its backing file; `None` without one.
@@ -235,6 +245,22 @@ impl ChunkedBlob {
             }
         }
         Ok(Bytes::from_owner(reply))
+    }
+}
+
+/// A backing file that is being opened, until this is dropped: also when its thread panics or could not be started.
+struct Opening(Arc<Shared>);
+
+impl Opening {
+    fn begin(shared: &Arc<Shared>) -> Self {
+        shared.is_opening_backing.send_replace(true);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.0.is_opening_backing.send_replace(false);
     }
 }
 

@@ -12,7 +12,10 @@ use futures_util::StreamExt;
 use tokio::sync::Semaphore;
 
 use super::spool::Spool;
-use super::{Beside, LOOK_AGAIN, Origin, TablePlaces, attach, attach_found, blocking, key_of, make_into};
+use super::{
+    Beside, CHECK_BYTES, LOOK_AGAIN, Origin, TablePlaces, attach, attach_kept, blocking, checked_beside, key_of,
+    make_into,
+};
 use crate::blob::Blob;
 use crate::cache::background::{Purpose, Warmth};
 use crate::format::table::{Binding, TAIL_BYTES, Tail};
@@ -48,9 +51,6 @@ const MAX_WHOLE_BYTES: u64 = 4 << 20;
 /// A table is fetched in pieces of this size, so many side by side.
 const PIECE_BYTES: u64 = 512 << 10;
 const PIECES_AT_ONCE: usize = 4;
-
-/// Kept in memory of a table that is gone through.
-const CHECK_BYTES: usize = 1 << 20;
 
 /// What the trees of a mount share: one walk at a time, within the memory that the plan has for one.
 #[derive(Debug, Clone)]
@@ -122,12 +122,15 @@ impl Service {
     /// Uses a table that is kept, or lies beside the index.
     async fn find(&self, binding: &Binding) -> bool {
         let Some(tree) = self.tree.upgrade() else { return true };
-        if !self.is_in_use() {
-            attach_found(&tree, &self.places, binding).await;
+        if self.is_in_use() || attach_kept(&tree, &self.places, binding).await {
+            return true;
         }
         drop(tree);
-        if self.is_in_use() {
-            return self.check_beside(binding).await;
+        if let Some(file) = checked_beside(&self.places, binding, u64::MAX).await {
+            return match self.tree.upgrade() {
+                Some(tree) => attach(&tree, file, binding, None).await,
+                None => true,
+            };
         }
         match self.fetch(binding).await {
             Ok(Some(file)) => {
@@ -146,29 +149,6 @@ impl Service {
                 false
             }
         }
-    }
-
-    /// Goes through a table that is used where it lies beside the index.
-    async fn check_beside(&self, binding: &Binding) -> bool {
-        let (Beside::Local(path), false) = (&self.places.beside, self.has_kept(binding).await) else { return true };
-        let shown = path.display().to_string();
-        let path = path.clone();
-        let checked = blocking(move || {
-            let table = Table::open(std::fs::File::open(path)?, CHECK_BYTES).map_err(io::Error::other)?;
-            check(&table).map_err(io::Error::other)
-        });
-        let Err(error) = checked.await else { return true };
-        tracing::warn!("{shown}: {error}; it is not used");
-        if let Some(tree) = self.tree.upgrade() {
-            tree.detach();
-        }
-        false
-    }
-
-    async fn has_kept(&self, binding: &Binding) -> bool {
-        let Some(disk) = self.places.disk.clone() else { return false };
-        let keys = [Origin::Own, Origin::Published].map(|origin| key_of(binding, origin));
-        blocking(move || Ok(keys.iter().any(|key| disk.table(key).is_some()))).await.unwrap_or(false)
     }
 
     /// Fetches a table from beside a remote index into the cache, and checks it.
@@ -239,7 +219,7 @@ impl Service {
         };
         // Another process may have made it meanwhile.
         let Some(tree) = self.tree.upgrade() else { return true };
-        if super::attach_kept(&tree, &self.places, binding).await {
+        if attach_kept(&tree, &self.places, binding).await {
             return true;
         }
         drop(tree);
@@ -274,7 +254,7 @@ impl Service {
 
     async fn use_made(&self, table: Table, binding: &Binding) -> bool {
         let Some(tree) = self.tree.upgrade() else { return true };
-        if super::attach_kept(&tree, &self.places, binding).await {
+        if attach_kept(&tree, &self.places, binding).await {
             return true;
         }
         // One that no cache keeps.

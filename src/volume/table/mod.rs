@@ -13,9 +13,10 @@
 //! good as an index that nobody has signed. So it is used only where the index need not be proven (neither `index-sha256` nor
 //! `verify-key` is set), kept under another key than ours, and it must agree with the archive wherever the two meet: at
 //! the root, and where the content of a file begins, before that is read. Content itself always comes from the archive.
-//! By checksums and order a table is checked as a whole before one from afar is kept.
+//! By checksums and order a table is checked as a whole before it is used where it lies, or kept.
 //!
-//! Invariants: a mount waits for no table but one that is at hand; a table that proves wrong is taken away, and the archive answers.
+//! Invariants: a mount waits for no table but a small one that is at hand; one that nobody has checked answers nothing; a table that proves
+//! wrong is taken away, and the archive answers.
 
 pub mod background;
 mod spool;
@@ -35,6 +36,7 @@ use crate::format::table::{Binding, BindingKind, MAGIC};
 use crate::store::StoreOptions;
 use crate::store::location::{FileLocation, Location};
 use crate::tree::table::build::{BuildError, Pace, build};
+use crate::tree::table::check::check;
 use crate::tree::table::writer::Writer;
 use crate::tree::table::{Table, TableFault};
 use crate::tree::{Tree, TreeConfig};
@@ -49,6 +51,13 @@ const SAMPLE_TAIL_BYTES: u64 = 4096;
 
 /// The largest index that is digested before a mount is ready: 16 MiB, of some 26 GB of content, take 10 ms.
 const MAX_DIGESTED_AT_ONCE: usize = 16 << 20;
+
+/// The longest table beside an index that is checked before a mount is ready: some ten thousand files. A longer one is checked in the
+/// background, and used from then on.
+const MAX_CHECKED_AT_ONCE_BYTES: u64 = 256 << 10;
+
+/// Kept in memory of a table that is gone through.
+const CHECK_BYTES: usize = 1 << 20;
 
 /// How often a process that waits for another one's table looks for it.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
@@ -216,13 +225,14 @@ pub async fn attach_at_hand(tree: &Tree, places: &TablePlaces, mtime: SystemTime
         return;
     }
     if let Ok(binding) = binding(tree.blob(), mtime).await {
-        attach_found(tree, places, &binding).await;
+        if attach_kept(tree, places, &binding).await {
+            return;
+        }
+        let max_bytes = if places.is_patient { u64::MAX } else { MAX_CHECKED_AT_ONCE_BYTES };
+        if let Some(file) = checked_beside(places, &binding, max_bytes).await {
+            attach(tree, file, &binding, None).await;
+        }
     }
-}
-
-/// Attaches the best table at hand; gives whether there is one.
-async fn attach_found(tree: &Tree, places: &TablePlaces, binding: &Binding) -> bool {
-    attach_kept(tree, places, binding).await || attach_beside(tree, places, binding).await
 }
 
 async fn attach_kept(tree: &Tree, places: &TablePlaces, binding: &Binding) -> bool {
@@ -242,18 +252,34 @@ async fn attach_kept(tree: &Tree, places: &TablePlaces, binding: &Binding) -> bo
     false
 }
 
-async fn attach_beside(tree: &Tree, places: &TablePlaces, binding: &Binding) -> bool {
-    let Beside::Local(path) = &places.beside else { return false };
-    let path = path.clone();
-    // A pipe in the place of a file is not opened.
-    let opened = tokio::task::spawn_blocking(move || match path.metadata() {
-        Ok(metadata) if metadata.is_file() => File::open(&path).ok(),
-        _ => None,
+/// The table beside an index of this machine, checked as a whole; `None` if there is none of this archive, it is wrong, or is longer than
+/// `max_bytes`.
+async fn checked_beside(places: &TablePlaces, binding: &Binding, max_bytes: u64) -> Option<File> {
+    let Beside::Local(path) = &places.beside else { return None };
+    let (path, binding) = (path.clone(), *binding);
+    let checked = tokio::task::spawn_blocking(move || {
+        // A pipe in the place of a file is not opened.
+        path.metadata().ok().filter(|metadata| metadata.is_file() && metadata.len() <= max_bytes)?;
+        let file = File::open(&path).ok()?;
+        let table = file.try_clone().map_err(|error| TableFault(error.to_string()));
+        let table = table.and_then(|file| Table::open(file, CHECK_BYTES));
+        let is_right = table.and_then(|table| match table.binding().covers(&binding) {
+            true => check(&table).map(|()| true),
+            // One that was published for another version stays where it is, and is not used.
+            false => Ok(false),
+        });
+        match is_right {
+            Ok(is_right) => is_right.then_some(file),
+            Err(fault) => {
+                // Whoever looks at short ones only is followed by who looks at all, and says it.
+                if max_bytes == u64::MAX {
+                    tracing::warn!("{}: {fault}; it is not used", path.display());
+                }
+                None
+            }
+        }
     });
-    match opened.await {
-        Ok(Some(file)) => attach(tree, file, binding, None).await,
-        _ => false,
-    }
+    checked.await.ok().flatten()
 }
 
 /// Attaches a table if it is one of this archive. When it proves wrong, it is taken out of the cache.

@@ -1,13 +1,14 @@
 //! Warming: making a cache hold content before it is read.
 //!
 //! * [`Wish`] is what somebody asks for, [`wish`] finds out which bytes that is in what was opened.
-//! * [`work`] sees to it that the chunks of a range are kept.
+//! * [`work`] sees to it that the chunks of a range are kept, [`fill`] that they are in a backing file.
 //! * [`metadata`] reads all metadata of an archive.
 //! * [`warm`] does all of it for one index or archive, and counts in a [`Tally`].
 //!
 //! Invariants: what is kept already is not fetched; what is fetched goes past the memory tier, so that nothing is evicted that readers
 //! use (but the metadata on the way); what cannot be had is counted and named, and the rest goes on.
 
+pub mod fill;
 pub mod metadata;
 pub mod wish;
 pub mod work;
@@ -72,6 +73,11 @@ impl Tally {
     /// Counts what could not be had, and remembers why for the first few.
     pub fn failed(&self, n: u64, why: impl ToString) {
         self.n_failed.add(n);
+        self.tell(why);
+    }
+
+    /// Remembers why something could not be had, of the first few.
+    fn tell(&self, why: impl ToString) {
         let mut told = self.told();
         if told.len() < MAX_TOLD {
             let why = why.to_string();
@@ -105,15 +111,16 @@ pub enum NotWarmable {
     Local,
 }
 
-/// Whether warming makes sense for a stream.
+/// Whether warming makes sense for a stream. Waits until it is known whether it has a backing file.
 ///
 /// # Errors
 /// Why not.
-pub fn check(blob: &Blob) -> Result<(), NotWarmable> {
+pub async fn check(blob: &Blob) -> Result<(), NotWarmable> {
     let (is_kept, is_offline) = match blob {
         Blob::Chunked(blob) => {
+            let has_backing = blob.settled_backing().await.is_some();
             let cache = blob.cache();
-            (cache.disk().is_some() || cache.keeper().is_some() || blob.backing().is_some(), cache.is_offline())
+            (has_backing || cache.disk().is_some() || cache.keeper().is_some(), cache.is_offline())
         }
         Blob::Remote(blocks) => (blocks.is_kept(), blocks.is_offline()),
         Blob::File(_) => return Err(NotWarmable::Local),
@@ -158,10 +165,15 @@ pub async fn warm(
         };
         metadata::read_all(&tree, tally).await;
     }
+    let backed = match &part.blob {
+        // One that is being opened is to have the bytes, and not the cache.
+        Blob::Chunked(blob) => blob.settled_backing().await.map(|_| blob),
+        Blob::Remote(_) | Blob::File(_) => None,
+    };
     for range in &ranges {
-        match &part.blob {
-            Blob::Chunked(blob) if blob.backing().is_some() => work::fill(blob, range.clone(), warming, tally).await,
-            _ => work::keep(&part.blob, range.clone(), warming, tally).await,
+        match backed {
+            Some(blob) => fill::fill(blob, range.clone(), warming, tally).await,
+            None => work::keep(&part.blob, range.clone(), warming, tally).await,
         }
     }
     Ok(ranges)
@@ -171,4 +183,67 @@ pub async fn warm(
 async fn open_tree(part: &Part, warming: &Warming) -> Result<Tree, WishError> {
     let opened = Tree::open(part.blob.for_purpose(warming.purpose(true)), SMALL_TREE).await;
     opened.map_err(|error| WishError::new(part.location.to_string(), error))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::blob::ChunkedBlob;
+    use crate::blob::backing::{BackingConfig, BackingFile};
+    use crate::blob::source::IndexBytes;
+    use crate::cache::{Cache, CacheConfig};
+    use crate::digest::Digest;
+    use crate::format::index::{self, ChunkSizes, FLAG_SHA512_256, Index, IndexHeader};
+    use crate::store::fault::{Fault, FaultStore};
+    use crate::store::location::FileLocation;
+
+    const CHUNK_BYTES: u64 = 4096;
+
+    /// More than are hashed before a mount is ready.
+    const N_CHUNKS: u64 = 430_000;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_large_image_is_warmed_into_its_backing_file_as_soon_as_that_is_open() {
+        let plain = vec![1; CHUNK_BYTES as usize];
+        let id = Digest::default().id(&plain);
+        let store = FaultStore::new("store", |_, _| Fault::None);
+        store.insert(id, &plain);
+        let sizes = ChunkSizes { min: CHUNK_BYTES, avg: CHUNK_BYTES, max: CHUNK_BYTES };
+        let items = (1..=N_CHUNKS).map(|n| (n * CHUNK_BYTES, &id));
+        let bytes = index::encode(&IndexHeader { feature_flags: FLAG_SHA512_256, sizes }, items);
+        let config = CacheConfig {
+            memory_bytes: 1 << 20,
+            inflight_bytes: 1 << 20,
+            fetch_timeout: Duration::from_secs(10),
+            is_offline: false,
+        };
+        let cache = Cache::new(Arc::new(store), config, Arc::default());
+        let blob = ChunkedBlob::new(Index::open(IndexBytes::Copied(bytes)).unwrap(), "test", cache, 1 << 20);
+        assert_eq!(check(&Blob::Chunked(blob.clone())).await, Err(NotWarmable::NoCache));
+        let directory = tempfile::tempdir().unwrap();
+        let config = BackingConfig {
+            file: BackingFile::At(directory.path().join("image")),
+            keep_free_bytes: 0,
+            memory_bytes: 16 << 20,
+            max_wait: Duration::from_secs(1),
+        };
+        blob.keep_in_file(config).unwrap();
+        let part = Part {
+            path: Vec::new(),
+            number: 0,
+            opening: Arc::default(),
+            location: FileLocation::Local("test".into()),
+            kind: SpecKind::BlobIndex,
+            blob: Blob::Chunked(blob.clone()),
+            tree: None,
+        };
+        let wish = Wish::path(b":0-40960");
+        let (warming, tally) = (Warming::default(), Tally::default());
+        let (warmed, checked) =
+            tokio::join!(warm(&part, std::slice::from_ref(&wish), &warming, &tally), check(&part.blob));
+        assert_eq!((checked, warmed.unwrap().len()), (Ok(()), 1));
+        assert_eq!((tally.n_fetched.get(), tally.n_failed.get()), (10, 0), "{:?}", tally.failures());
+        assert!(blob.is_filled(9) && !blob.is_filled(10) && blob.backing().is_some());
+    }
 }

@@ -93,7 +93,7 @@ impl Wish {
 }
 
 /// The names of a path.
-fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(in crate::volume) fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".")
 }
 

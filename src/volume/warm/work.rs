@@ -9,10 +9,9 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::sleep;
 
 use super::{Tally, Warming};
-use crate::blob::{Blob, BlobError, ChunkedBlob, Filled};
+use crate::blob::{Blob, BlobError, ChunkedBlob};
 use crate::cache::blocks::{BLOCK_BYTES, Blocks};
 use crate::cache::{BATCH_CHUNKS, GetError, Want};
-use crate::format::index::{IndexError, Item};
 use crate::store::retry::RetryPolicy;
 
 /// Chunks that are looked for in the cache at a time.
@@ -21,17 +20,11 @@ const LOOK_CHUNKS: usize = 64;
 /// Batches under way at the same time. How many chunks are really fetched at once is for the cache to say.
 const MAX_BATCHES: usize = 8;
 
-/// Chunks on their way into a backing file at the same time.
-const N_FILLED: usize = 32;
-
-/// How often a range is gone through for what a backing file has lost meanwhile, since its disk failed. The pauses between are the file's.
-const MAX_AGAIN: u32 = 14;
-
 /// Chunks remembered as met, so that what comes again is counted and looked for once: half a megabyte of them.
 const MAX_MET: usize = 1 << 15;
 
 /// The longest pause before something is tried again.
-const MAX_PAUSE: Duration = Duration::from_secs(60);
+pub(super) const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 /// Makes the cache keep the chunks that a range lies in. What cannot be had is in the tally.
 pub(super) async fn keep(blob: &Blob, range: Range<u64>, warming: &Warming, tally: &Tally) {
@@ -62,106 +55,6 @@ pub(super) async fn keep(blob: &Blob, range: Range<u64>, warming: &Warming, tall
             Some(false) if warming.gives_up => return,
             Some(_) => {}
             None => return,
-        }
-    }
-}
-
-/// Sees to it that the chunks of a range are in the backing file of their blob, on its disk. What cannot be had is in the tally.
-pub(super) async fn fill(blob: &ChunkedBlob, range: Range<u64>, warming: &Warming, tally: &Tally) {
-    let Blob::Chunked(getter) = Blob::Chunked(blob.clone()).for_purpose(warming.purpose(false)) else { return };
-    let mut n_losses = getter.flushed().await;
-    let mut went = fill_once(&getter, &range, warming, tally).await;
-    for _ in 0..MAX_AGAIN {
-        if went != Went::Well {
-            break;
-        }
-        let n_losses_before = std::mem::replace(&mut n_losses, getter.flushed().await);
-        if n_losses == n_losses_before {
-            return;
-        }
-        // What comes again was counted the first time.
-        let again = Tally::default();
-        went = fill_once(&getter, &range, warming, &again).await;
-        if let (Went::Passing, Some(why)) = (went, again.failures().first()) {
-            tally.failed(again.n_failed.get(), why);
-        }
-    }
-    // It takes nothing, or it lost something each time.
-    if went != Went::Passing {
-        let n_missing = chunks(&getter, &range).filter(|(chunk_idx, _)| !getter.is_filled(*chunk_idx)).count();
-        let why = "the backing file takes nothing (its disk is full or fails, or another mount fills it); the rest is not fetched";
-        tally.failed(n_missing as u64, why);
-    }
-}
-
-/// The chunks that a range lies in, by their numbers.
-fn chunks(blob: &ChunkedBlob, range: &Range<u64>) -> impl Iterator<Item = (usize, Result<Item, IndexError>)> {
-    let (index, end) = (blob.index(), range.end);
-    let first_idx = index.locate(range.start).ok().flatten().unwrap_or(0);
-    let items = (first_idx..index.n_chunks()).map(move |chunk_idx| (chunk_idx, index.item(chunk_idx)));
-    items.take_while(move |(_, item)| item.as_ref().map_or(true, |item| item.start < end))
-}
-
-async fn fill_once(blob: &ChunkedBlob, range: &Range<u64>, warming: &Warming, tally: &Tally) -> Went {
-    let filled = futures_util::stream::iter(chunks(blob, range)).map(|(chunk_idx, item)| async move {
-        match item {
-            Ok(item) => fill_one(blob, chunk_idx, item.size_bytes(), warming, tally).await,
-            Err(error) => {
-                tally.failed(1, error);
-                Went::Passing
-            }
-        }
-    });
-    let mut filled = std::pin::pin!(filled.buffer_unordered(N_FILLED));
-    while let Some(went) = filled.next().await {
-        match went {
-            Went::Well => {}
-            // There is no use in asking for the rest.
-            Went::Passing if warming.gives_up => return Went::Passing,
-            Went::Passing => {}
-            Went::Nowhere => return Went::Nowhere,
-        }
-    }
-    Went::Well
-}
-
-/// What came of one chunk, or of all of a range.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Went {
-    /// It is there, or never can be had.
-    Well,
-    /// It failed in a way that can pass.
-    Passing,
-    /// The file takes nothing, of other chunks neither.
-    Nowhere,
-}
-
-async fn fill_one(blob: &ChunkedBlob, chunk_idx: usize, n_bytes: u64, warming: &Warming, tally: &Tally) -> Went {
-    let pauses = RetryPolicy { n_retries: warming.n_retries, base: warming.pause, max: MAX_PAUSE };
-    let mut n_failures = 0;
-    loop {
-        match blob.fill(chunk_idx).await {
-            Ok(Filled::There) => {
-                present(tally, 1, n_bytes);
-                return Went::Well;
-            }
-            Ok(Filled::Kept) => {
-                fetched(tally, 1, n_bytes);
-                return Went::Well;
-            }
-            Ok(Filled::Refused) => return Went::Nowhere,
-            Err(BlobError::Get(error)) if can_pass(&error) && n_failures < warming.n_retries => {
-                sleep(pauses.wait(n_failures)).await;
-                n_failures += 1;
-            }
-            Err(error) => {
-                tally.failed(1, &error);
-                tally.done_bytes.add(n_bytes);
-                return match error {
-                    BlobError::Get(error) if can_pass(&error) => Went::Passing,
-                    _ => Went::Well,
-                };
-            }
         }
     }
 }
@@ -304,7 +197,7 @@ impl Pieces {
     }
 }
 
-fn present(tally: &Tally, n: u64, n_bytes: u64) {
+pub(super) fn present(tally: &Tally, n: u64, n_bytes: u64) {
     tally.n_present.add(n);
     tally.done_bytes.add(n_bytes);
 }
@@ -369,7 +262,7 @@ async fn get(getter: &Getter, batch: Batch, warming: &Warming, tally: &Tally) ->
     true
 }
 
-fn fetched(tally: &Tally, n: u64, n_bytes: u64) {
+pub(super) fn fetched(tally: &Tally, n: u64, n_bytes: u64) {
     tally.n_fetched.add(n);
     tally.done_bytes.add(n_bytes);
 }
@@ -380,7 +273,7 @@ fn failed(tally: &Tally, n: u64, n_bytes: u64, error: &GetError) {
 }
 
 /// Whether the same can succeed later.
-fn can_pass(error: &GetError) -> bool {
+pub(super) fn can_pass(error: &GetError) -> bool {
     match error {
         GetError::Store(error) => error.is_transient,
         GetError::Deadline { .. } => true,
