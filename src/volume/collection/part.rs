@@ -31,6 +31,8 @@ pub(super) struct Part {
     pub(super) base: u64,
     /// How many numbers it has.
     pub(super) span: u64,
+    /// The file's path below the place that is mounted.
+    pub(super) path: Vec<u8>,
     /// Its path in the mount.
     pub(super) shown: Vec<u8>,
     /// The directory it is shown in.
@@ -56,6 +58,7 @@ pub(super) struct Part {
 /// What was found out about an index or archive.
 #[derive(Debug)]
 pub(super) struct Facts {
+    pub(super) path: Vec<u8>,
     pub(super) shown: Vec<u8>,
     pub(super) parent_ino: u64,
     pub(super) location: FileLocation,
@@ -81,10 +84,10 @@ pub(super) fn content_of(opened: &Opened) -> Option<ChunkId> {
 
 impl Part {
     pub(super) fn new(base: u64, span: u64, facts: Facts) -> Self {
-        let Facts { shown, parent_ino, location, info, content, size, attr } = facts;
+        let Facts { path, shown, parent_ino, location, info, content, size, attr } = facts;
         let attr = Attr { ino: base + 1, ..attr };
         let (is_gone, is_replaced, opening) = (AtomicBool::new(false), AtomicBool::new(false), Arc::default());
-        Self { base, span, shown, parent_ino, location, info, content, size, attr, is_gone, is_replaced, opening }
+        Self { base, span, path, shown, parent_ino, location, info, content, size, attr, is_gone, is_replaced, opening }
     }
 
     /// Whether a file is the one that this was made from, by what is known of both.
