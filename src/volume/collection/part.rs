@@ -231,7 +231,8 @@ pub(super) mod tests {
         };
         let info = FileInfo { size: 1, version: None, mtime: None, has_ranges: true };
         let location = FileLocation::Local("/x".into());
-        let facts = Facts { shown: Vec::new(), parent_ino: 1, location, info, content: None, size: 1, attr };
+        let (path, shown) = (Vec::new(), Vec::new());
+        let facts = Facts { path, shown, parent_ino: 1, location, info, content: None, size: 1, attr };
         let part = Arc::new(Part::new(base, 1, facts));
         assert_eq!((part.attr.ino, part.mtime()), (base + 1, SystemTime::UNIX_EPOCH));
         let blob = Blob::File(FileBlob::open(std::path::Path::new("/proc/self/stat")).unwrap());
