@@ -169,7 +169,7 @@ fn an_index_that_is_replaced_while_nobody_serves_is_another_file() {
     let image = ground.mnt.join("below/image");
     let (replaced, stays) = (open(&ground, "below/image"), open(&ground, "one/dir 2/file 5"));
     manager.end(Signal::SIGKILL);
-    let blob = ground.scratch.file("other", &[7; 100_000]);
+    let blob = ground.scratch.file("other", [7; 100_000]);
     let index = ground.index.join("below/image.caibx");
     fs::remove_file(&index).unwrap();
     run(ground.caifs().args(["make", "-s"]).arg(&ground.store).arg(&index).arg(blob)).ok();
