@@ -1,7 +1,9 @@
 //! What happened: counters that every layer adds to and that tests and status read.
 //!
-//! [`gauge`] counts what goes on now, [`histogram`] how long things took; [`prometheus`] writes all of it as text.
+//! [`gauge`] counts what goes on now, [`histogram`] how long things took; [`prometheus`] writes all of it as text. [`behind`] writes
+//! lines without anybody waiting for them.
 
+pub mod behind;
 pub mod gauge;
 pub mod histogram;
 pub mod prometheus;

@@ -1,9 +1,11 @@
 //! The process behind a mount: where it logs to, what it keeps open, who it is, and what it may open.
 
-use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -80,6 +82,82 @@ fn the_log_of_a_background_mount_goes_to_a_file_that_can_be_moved_away() {
     });
     assert!(fs::read_to_string(&moved).unwrap().starts_with(&text), "what was said stays");
     assert!(mounted.end());
+}
+
+#[test]
+fn a_log_that_takes_no_line_holds_nobody_up() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    // As a disk that hangs: a pipe that is full, and that nobody reads.
+    let log = ground.scratch.join("log");
+    nix::unistd::mkfifo(&log, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut pipe = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(&log).unwrap();
+    while pipe.write(&[b'\n'; 512]).is_ok() {}
+    let mounted = ground.mount(&["--log", log.to_str().unwrap(), "--error-retry=0"]).unwrap();
+    let names: Vec<PathBuf> = contents(&ground.tree).into_keys().collect();
+    fs::remove_dir_all(&ground.store).unwrap();
+    let (told, all) = mpsc::channel();
+    let mnt = ground.mnt.clone();
+    std::thread::spawn(move || told.send(names.iter().filter(|name| fs::read(mnt.join(name)).is_err()).count()));
+    let n_failed = all.recv_timeout(LIMIT).expect("every read is answered");
+    assert!(n_failed > 10, "and is told of in the log: {n_failed}");
+    let pid = Pid::from_raw(mounted.pids()[0]);
+    kill(pid, Signal::SIGHUP).unwrap();
+    run(ground.caifs().arg("status").arg(&ground.mnt)).ok();
+    kill(pid, Signal::SIGTERM).unwrap();
+    until("it is unmounted", || !is_mountpoint(&ground.mnt));
+    assert!(mounted.end(), "the process ends as well");
+}
+
+#[test]
+fn a_read_that_is_tried_for_ever_does_not_fill_the_log() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    let log = ground.scratch.join("caifs.log");
+    let mounted = ground.mount(&["--log", log.to_str().unwrap(), "--error-retry=0"]).unwrap();
+    let file = fs::File::open(ground.mnt.join("dir 0/file 5")).unwrap();
+    fs::remove_dir_all(&ground.store).unwrap();
+    const N_READS: usize = 300;
+    for _ in 0..N_READS {
+        file.read_at(&mut [0; 4096], 150_000).unwrap_err();
+    }
+    drop(file);
+    assert!(mounted.end());
+    let text = fs::read_to_string(&log).unwrap();
+    let lines: Vec<&str> = text.lines().filter(|line| line.contains(" WARN EIO (01)")).collect();
+    let n_more = |line: &&str| line.strip_suffix(" more of these)")?.rsplit_once('(')?.1.parse::<usize>().ok();
+    let n_said: usize = lines.iter().map(|line| n_more(line).unwrap_or(1)).sum();
+    assert!(n_said >= N_READS, "{text}");
+    assert!(lines.len() < N_READS / 3, "{text}");
+}
+
+#[test]
+fn the_log_level_is_an_option_and_can_change() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    let log = ground.scratch.join("caifs.log");
+    let text = || fs::read_to_string(&log).unwrap();
+    let logging = ["--log", log.to_str().unwrap()];
+    let mounted = ground.mount(&logging).unwrap();
+    let remount =
+        |options: &str| run(ground.caifs().args(["mount", "-o", options]).arg(&ground.index).arg(&ground.mnt));
+    remount("remount,log-level=info").ok();
+    until("it is told of", || text().contains(" INFO settings are read again: "));
+    assert!(!text().contains("mounted on"), "warnings by default");
+    assert!(mounted.end());
+    // As mount(8) gives it, who has no other way to say so.
+    let mounted = ground.mount(&[&logging[..], &["-o", "log-level=info"]].concat()).unwrap();
+    until("it is told of", || text().contains(" INFO mounted on "));
+    assert!(mounted.end());
+    let refused = run(&mut ground.background(&["--log-level=loud"])).fails();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(refused.error_line().contains("error, warn, info, debug or trace"), "{refused:?}");
 }
 
 #[test]
@@ -177,8 +255,9 @@ fn root_becomes_the_user_that_is_asked_for() {
     let with_caps: Vec<_> = threads_of(pid, "CapPrm").into_iter().filter(|(_, caps)| bits(caps) != 0).collect();
     let names: Vec<&str> = with_caps.iter().map(|(name, _)| name.as_str()).collect();
     // Sockets lie in a directory of root's.
-    assert_eq!(names, ["caifs", "signals", "caifs-control"], "{with_caps:?}");
-    assert_eq!(bits(&with_caps[2].1), MAY_PASS_PERMISSIONS);
+    assert_eq!(names, ["caifs", "signals", "caifs-control", "caifs-log"], "{with_caps:?}");
+    // A log file may lie where only root can open it again.
+    assert_eq!([&with_caps[2].1, &with_caps[3].1].map(|caps| bits(caps)), [MAY_PASS_PERMISSIONS; 2]);
     let status = run(ground.caifs().args(["status", "--json"]).arg(&ground.mnt)).ok().text();
     assert!(status.contains(ground.index.to_str().unwrap()), "{status}");
     for (name, value) in threads_of(pid, "NoNewPrivs") {

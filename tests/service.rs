@@ -160,6 +160,72 @@ fn a_restarted_service_goes_on_while_its_store_is_away() {
 }
 
 #[test]
+fn a_directory_of_indexes_is_gone_on_with_under_load() {
+    if !can_mount() {
+        return;
+    }
+    let (ground, wanted) = Ground::new().into_directory();
+    let mut manager = manager(&ground, &["--cache", ground.scratch.join("cache").to_str().unwrap()]);
+    manager.start();
+    let device = || fs::metadata(&ground.mnt).unwrap().dev();
+    let first = device();
+    let load = Load::start(&ground.mnt, &Arc::new(wanted));
+    use Signal::{SIGKILL, SIGUSR1};
+    for signal in [SIGKILL, SIGUSR1, SIGKILL] {
+        load.go_on(&|| manager.said());
+        // What is there only now has its numbers from the process after the first, and keeps them with the next.
+        let later = ground.index.join(format!("later {signal}.caidx"));
+        fs::copy(ground.index.join("one.caidx"), later).unwrap();
+        let later = ground.mnt.join(format!("later {signal}/dir 0/file 0"));
+        manager.until("it is seen", |_| later.exists());
+        let (held, before) = (File::open(&later).unwrap(), fs::metadata(&later).unwrap().ino());
+        manager.end(signal);
+        manager.start();
+        assert_eq!(device(), first, "{signal}: it is the mount that was there before");
+        assert_eq!(manager.kept(), ["caifs-state", "caifs-numbers", "caifs-fuse"]);
+        held.read_exact_at(&mut [0; 4096], 8192).unwrap();
+        assert_eq!(fs::metadata(&later).unwrap().ino(), before);
+    }
+    load.go_on(&|| manager.said());
+    load.end().unwrap_or_else(|error| panic!("{error}\n{}", manager.said()));
+    assert!(manager.end(Signal::SIGTERM).success());
+    assert!(!is_mountpoint(&ground.mnt));
+    manager.until("nothing is kept", |manager| manager.kept().is_empty());
+}
+
+#[test]
+fn an_index_that_is_replaced_while_nobody_serves_is_another_file() {
+    if !can_mount() {
+        return;
+    }
+    let (ground, wanted) = Ground::new().into_directory();
+    let mut manager = manager(&ground, &[]);
+    manager.start();
+    let image = ground.mnt.join("below/image");
+    let (replaced, stays) = (open(&ground, "below/image"), open(&ground, "one/dir 2/file 5"));
+    manager.end(Signal::SIGKILL);
+    let blob = ground.scratch.file("other", [7; 100_000]);
+    let index = ground.index.join("below/image.caibx");
+    fs::remove_file(&index).unwrap();
+    run(ground.caifs().args(["make", "-s"]).arg(&ground.store).arg(&index).arg(blob)).ok();
+    manager.start();
+    manager.until("the new one is seen", |_| fs::read(&image).is_ok_and(|bytes| bytes == [7; 100_000]));
+    let old = replaced.read_at(&mut [0; 16], 200_000);
+    assert_eq!(old.unwrap_err().raw_os_error(), Some(libc::ESTALE), "of the old one nothing wrong is read");
+    let mut bytes = vec![0; 50_000];
+    stays.read_exact_at(&mut bytes, 100_000).unwrap();
+    assert!(bytes == wanted[Path::new("one/dir 2/file 5")][100_000..150_000]);
+    // Without the numbers nobody knows whose they are.
+    manager.end(Signal::SIGKILL);
+    manager.lose("caifs-numbers");
+    manager.start();
+    assert!(manager.said().contains("the inode numbers of its files are not known any more"), "{}", manager.said());
+    assert_eq!(stays.read_at(&mut [0; 16], 0).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
+    assert!(contents(&ground.mnt.join("one")) == contents(&ground.tree));
+    assert!(manager.end(Signal::SIGTERM).success());
+}
+
+#[test]
 fn a_restarted_service_of_another_user_goes_on_as_well() {
     if !can_mount() {
         return;

@@ -51,6 +51,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use tracing::Level;
 
 use crate::mount::log;
 use args::{Args, Verb};
@@ -179,17 +180,15 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     io_errors.into_iter().any(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Log lines go to stderr, and where a mount sends them later: warnings by default, more with `-v`, or as `CAIFS_LOG` says.
+/// Log lines go to stderr, and where a mount sends them later: warnings by default, more with `-v`, or as the mount's `log-level` says. What
+/// `CAIFS_LOG` says counts more.
 fn init_log(verbose: u8) {
-    use tracing_subscriber::EnvFilter;
     let level = match verbose {
-        0 => "warn",
-        1 => "info",
-        _ => "caifs=debug,info",
+        0 => Level::WARN,
+        1 => Level::INFO,
+        _ => Level::DEBUG,
     };
-    let filter = EnvFilter::try_from_env("CAIFS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).event_format(log::Lines::default());
-    let _ = lines.with_writer(log::LogWriter).try_init();
+    log::start(level, std::env::var("CAIFS_LOG").ok().as_deref());
 }
 
 #[cfg(test)]

@@ -28,8 +28,17 @@ fn own_options() -> impl Iterator<Item = &'static MountOption> {
     MOUNT_OPTIONS.iter().filter(move |option| option.name != GLOBAL && !is_of_stores(option.name))
 }
 
+/// What clap knows the flag by.
+fn id(option: &MountOption) -> &'static str {
+    match option.name {
+        // That of the flag before any verb, which casync gives its helpers: here it is this one.
+        "log-level" => "log_level",
+        name => name,
+    }
+}
+
 fn flag(option: &'static MountOption) -> Arg {
-    let arg = Arg::new(option.name).long(option.name).help(option.help).action(ArgAction::Append);
+    let arg = Arg::new(id(option)).long(option.name).help(option.help).action(ArgAction::Append);
     match option.placeholder {
         Some(placeholder) => arg.value_name(placeholder),
         None => arg.value_name("YES").num_args(0..=1).require_equals(true).default_missing_value("yes"),
@@ -50,7 +59,7 @@ impl FromArgMatches for OptionFlags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let mut given = Vec::new();
         for option in own_options() {
-            let values = matches.get_many::<String>(option.name).into_iter().flatten();
+            let values = matches.get_many::<String>(id(option)).into_iter().flatten();
             given.extend(values.map(|value| (option.name, Some(value.clone()))));
         }
         Ok(Self { given })

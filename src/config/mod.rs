@@ -237,6 +237,8 @@ pub struct ServiceConfig {
     pub mount_timeout: Duration,
     /// Where a background mount logs to: `journald`, or a file.
     pub log: Option<String>,
+    /// The least of what is logged; `None` for what the command line says.
+    pub log_level: Option<tracing::Level>,
     /// The user that the process becomes.
     pub setuid: Option<String>,
     /// Whether the process is shut out of all files but its own; `None` means: when root mounts and the kernel can.
@@ -254,6 +256,7 @@ impl Default for ServiceConfig {
         Self {
             mount_timeout: DEFAULT_MOUNT_TIMEOUT,
             log: None,
+            log_level: None,
             setuid: None,
             sandbox: None,
             control: true,

@@ -10,24 +10,18 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::cache::source::Source;
 use crate::report::Report;
+use crate::report::behind::{Behind, Sink};
 
 /// Lines that wait for the disk at the most: 64 bytes each, so half a megabyte.
 const MAX_WAITING: usize = 8192;
 
 /// How long a line waits in memory when nothing else comes.
 const FLUSH_AFTER: Duration = Duration::from_millis(250);
-
-/// How long the end waits for the disk, and how often it looks.
-const END_LIMIT: Duration = Duration::from_secs(2);
-const END_PAUSE: Duration = Duration::from_millis(1);
 
 /// What a request came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,17 +47,8 @@ pub struct TraceLine {
 /// A file that gets a line for each request.
 #[derive(Debug)]
 pub struct Trace {
-    lines: SyncSender<Message>,
-    /// Somebody who rotates logs has moved the file away.
-    is_to_reopen: Arc<AtomicBool>,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    behind: Behind<TraceLine>,
     report: Arc<Report>,
-}
-
-#[derive(Debug)]
-enum Message {
-    Line(TraceLine),
-    End,
 }
 
 impl Trace {
@@ -72,41 +57,27 @@ impl Trace {
     /// # Errors
     /// It cannot be opened; no thread can be started.
     pub fn open(path: &Path, report: Arc<Report>) -> io::Result<Arc<Self>> {
-        let file = open(path)?;
-        let (lines, received) = sync_channel(MAX_WAITING);
-        let is_to_reopen = Arc::new(AtomicBool::new(false));
-        let writer = Writer { path: path.to_owned(), file, is_to_reopen: Arc::clone(&is_to_reopen), is_failing: false };
-        let thread = std::thread::Builder::new().name("caifs-trace".into()).spawn(move || writer.run(&received))?;
-        Ok(Arc::new(Self { lines, is_to_reopen, writer: Mutex::new(Some(thread)), report }))
+        let writer = Writer { path: path.to_owned(), file: open(path)?, is_failing: false };
+        Ok(Arc::new(Self { behind: Behind::start("caifs-trace", MAX_WAITING, || {}, writer)?, report }))
     }
 
     /// Writes a line soon.
     pub fn write(&self, line: TraceLine) {
-        match self.lines.try_send(Message::Line(line)) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => self.report.n_trace_dropped.add(1),
+        if !self.behind.write(line) {
+            self.report.n_trace_dropped.add(1);
         }
     }
 
-    /// Opens the file by its name again before the next line.
+    /// Opens the file by its name again before the next line: somebody who rotates logs has moved it away.
     pub fn reopen(&self) {
-        self.is_to_reopen.store(true, Ordering::Relaxed);
+        self.behind.reopen();
     }
 
     /// Writes what waits, and ends. Lines after this are lost, and so are those that the disk does not take in time.
     pub fn finish(&self) {
-        let Some(thread) = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
-        let deadline = Instant::now() + END_LIMIT;
-        let mut is_told = false;
-        while !thread.is_finished() {
-            // There is room in the queue as soon as the disk takes something. The writer is gone if it takes nothing more.
-            is_told = is_told || !matches!(self.lines.try_send(Message::End), Err(TrySendError::Full(_)));
-            if Instant::now() > deadline {
-                return tracing::warn!("access trace: its disk does not answer, what waits for it is lost");
-            }
-            std::thread::sleep(END_PAUSE);
+        if !self.behind.finish() {
+            tracing::warn!("access trace: its disk does not answer, what waits for it is lost");
         }
-        drop(thread.join());
     }
 }
 
@@ -124,34 +95,44 @@ fn open(path: &Path) -> io::Result<BufWriter<File>> {
 struct Writer {
     path: PathBuf,
     file: BufWriter<File>,
-    is_to_reopen: Arc<AtomicBool>,
     is_failing: bool,
 }
 
+impl Sink<TraceLine> for Writer {
+    fn write(&mut self, line: TraceLine) {
+        let written = self.line(&line);
+        self.tell(written);
+    }
+
+    fn due(&self) -> Option<Duration> {
+        (!self.file.buffer().is_empty()).then_some(FLUSH_AFTER)
+    }
+
+    fn flush(&mut self, _is_end: bool) {
+        let written = self.file.flush();
+        self.tell(written);
+    }
+
+    fn reopen(&mut self) {
+        let opened = self.file.flush().and_then(|()| open(&self.path)).map(|file| self.file = file);
+        self.tell(opened);
+    }
+}
+
 impl Writer {
-    fn run(mut self, lines: &Receiver<Message>) {
-        loop {
-            let written = match lines.recv_timeout(FLUSH_AFTER) {
-                Ok(Message::Line(line)) => self.line(&line),
-                Err(RecvTimeoutError::Timeout) => self.file.flush(),
-                Ok(Message::End) | Err(RecvTimeoutError::Disconnected) => return drop(self.file.flush()),
-            };
-            match written {
-                Ok(()) => self.is_failing = false,
-                Err(error) => {
-                    if !std::mem::replace(&mut self.is_failing, true) {
-                        tracing::warn!("access trace {}: {error}", self.path.display());
-                    }
+    /// Says once that it cannot be written to.
+    fn tell(&mut self, written: io::Result<()>) {
+        match written {
+            Ok(()) => self.is_failing = false,
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_failing, true) {
+                    tracing::warn!("access trace {}: {error}", self.path.display());
                 }
             }
         }
     }
 
     fn line(&mut self, line: &TraceLine) -> io::Result<()> {
-        if self.is_to_reopen.swap(false, Ordering::Relaxed) {
-            self.file.flush()?;
-            self.file = open(&self.path)?;
-        }
         let at = line.at.duration_since(UNIX_EPOCH).unwrap_or_default();
         writeln!(
             self.file,

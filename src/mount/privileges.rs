@@ -43,8 +43,8 @@ pub enum Role {
     Worker,
     /// It takes requests from the kernel.
     Session,
-    /// It answers this user and root on the control socket, and reads the configuration again: files and programs of an admin's choice,
-    /// so that no sandbox holds it.
+    /// It answers this user and root on the control socket, and reads the configuration again, or writes the log: files and programs of
+    /// an admin's choice, so that no sandbox holds it.
     Control,
 }
 

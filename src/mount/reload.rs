@@ -7,6 +7,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::log;
 use super::settings::{Difference, Shown, differences};
 use crate::config::{MountConfig, explain};
 use crate::fuse::requests::Requests;
@@ -157,10 +158,11 @@ impl Reloader {
                 stores.push((crate::store::location::without_secrets(&store), names));
             }
         }
-        let io_timeout = config.io_timeout;
+        let (io_timeout, log_level) = (config.io_timeout, config.service.log_level);
         let prepared = self.live.prepare(config).map_err(|error| failed(&error))?;
         prepared.commit(&self.live);
         self.requests.set_io_timeout(io_timeout);
+        log::set_level(log_level);
         Ok(Changes { changed, stores, fixed })
     }
 
@@ -197,6 +199,7 @@ fn with_changeable(old: &MountConfig, new: MountConfig) -> MountConfig {
     config.ahead.window_bytes = new.ahead.window_bytes;
     config.ahead.warm_rate_bytes = new.ahead.warm_rate_bytes;
     config.io_timeout = new.io_timeout;
+    config.service.log_level = new.service.log_level;
     config
 }
 

@@ -27,7 +27,7 @@ use super::takeover::{self, Kept};
 use super::{Attached, BoxError, MountError, given, shown_source};
 use crate::fuse::Handover;
 use crate::fuse::handover::n_session_threads;
-use crate::volume::{FileKind, Volume};
+use crate::volume::Volume;
 
 /// Where a mount is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,6 +109,7 @@ where
     S: FnOnce(Served) -> Result<R, MountError>,
     R: FnOnce() -> io::Result<()> + Send,
 {
+    log::set_level(request.service.config.service.log_level);
     let outcome = open_log(request).and_then(|log| match request.place {
         Place::Foreground => service(request, log, open, serve, Ready::foreground()).map(|()| MountOutcome::Ended),
         Place::Background => in_background(request.ready_timeout, |ready| service(request, log, open, serve, ready))
@@ -196,6 +197,8 @@ impl Stage<'_> {
         R: FnOnce() -> io::Result<()> + Send,
     {
         let Self { request, watch, .. } = self;
+        // The last to go: all that ends before may have something to say.
+        let _log = log::Finish;
         // Who may use one that somebody else has made was told to the kernel by whoever made it.
         let by_default = given.is_some() || self.confinement.mounts_as_root();
         let allow_other = request.allow_other.filter(|_| given.is_none()).unwrap_or(by_default);
@@ -231,6 +234,9 @@ impl Stage<'_> {
         if let Some(log) = log {
             log::switch(log);
         }
+        // From now on somebody may wait for those who have something to say.
+        let of_log = Arc::clone(&self.confinement);
+        log::write_behind(move || of_log.enter(Role::Control));
         thread::scope(|scope| {
             let confinement = &self.confinement;
             let session = thread::Builder::new()
@@ -279,7 +285,8 @@ impl Stage<'_> {
                     }
                 };
                 let handover = kept.handover();
-                match kept.attached(volume.identity().as_deref(), &self.way(allow_other)) {
+                let keep_numbers = |file| volume.keep_numbers(file);
+                match kept.attached(volume.identity().as_deref(), &self.way(allow_other), keep_numbers) {
                     Ok((fd, attached)) => {
                         tracing::info!("going on with the mount on {}", attached.mountpoint().display());
                         let attached = Some(self.watch.adopt(attached));
@@ -366,20 +373,11 @@ impl Stage<'_> {
         if !manager.is_there() {
             return;
         }
-        let is_file = volume.root_kind() != FileKind::Directory;
         let given = &self.request.mountpoint;
         // In the background another process than ours may be the service, with files of its own to be kept.
         let is_kept = is_taken_over
             || (self.request.place == Place::Foreground
-                && takeover::keep(
-                    manager,
-                    attached,
-                    handover,
-                    given,
-                    || volume.identity(),
-                    self.way(allow_other),
-                    is_file,
-                ));
+                && takeover::keep(manager, attached, handover, given, &**volume, self.way(allow_other)));
         let handed_over = is_kept.then(|| (Arc::clone(handover.gate()), config.io_timeout));
         self.watch.set_manager(Keeping { manager: manager.clone(), handed_over });
     }

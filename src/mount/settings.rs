@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use super::log::level_name;
 use crate::config::units::{show_size, show_span};
 use crate::config::{MountConfig, explain};
 use crate::store::location::without_secrets;
@@ -122,6 +123,7 @@ pub const SHOWN: &[Shown] = &[
     fixed("verify-key", |config| config.sources.trust.verify_key.clone()),
     fixed("mount-timeout", |config| Some(show_span(config.service.mount_timeout))),
     fixed("log", |config| config.service.log.clone()),
+    live("log-level", |config| config.service.log_level.map(|level| level_name(level).to_owned())),
     fixed("setuid", |config| config.service.setuid.clone()),
     fixed("sandbox", |config| config.service.sandbox.and_then(switch)),
     fixed("control", |config| switch(config.service.control)),
@@ -148,6 +150,7 @@ mod tests {
                 ("umask", _) => "022",
                 ("index-sha256", _) => "6a1d6a1d6a1d6a1d6a1d6a1d6a1d6a1d6a1d6a1d6a1d6a1d6a1d6a1d6a1d6a1d",
                 ("control", _) => "no",
+                ("log-level", _) => "debug",
                 (_, ValueKind::Size) => "64M",
                 (_, ValueKind::Span) => "7s",
                 (_, ValueKind::Id | ValueKind::Number) => "7",

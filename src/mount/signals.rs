@@ -1,4 +1,5 @@
-//! Signals that end a mount: SIGTERM and SIGINT unmount, lazily when it is in use; a second one ends the process at once.
+//! Signals that end a mount: SIGTERM and SIGINT unmount, lazily when it is in use. A SIGINT after that ends the process at once; another
+//! SIGTERM does not, whoever sends it: the service manager and a machine that shuts down send several, and there is SIGKILL.
 //!
 //! SIGUSR1 hands a mount over that the service manager keeps: what is being answered is answered, and the process ends without
 //! unmounting (a unit says `RestartKillSignal=SIGUSR1`). Where nobody keeps it, it is as SIGTERM.
@@ -69,8 +70,8 @@ enum Phase {
     Idle,
     /// A mount: unmount it, and stay until its last user has closed.
     Attached(Arc<Attached>),
-    /// The second signal: end.
-    Leaving,
+    /// It was told to go, and may have users: SIGINT ends.
+    Leaving(Arc<Attached>),
 }
 
 impl Watch {
@@ -158,24 +159,35 @@ impl Watch {
         tracing::info!(
             "the mount is handed over ({n_left} requests are not answered yet, and will be asked for again)"
         );
-        std::process::exit(0);
+        end(0)
     }
 
     fn leave(&self, signal: i32) {
         let mut phase = self.lock();
-        let attached = match std::mem::replace(&mut *phase, Phase::Leaving) {
-            Phase::Idle | Phase::Leaving => std::process::exit(SIGNAL_EXIT_BASE + signal),
-            Phase::Attached(attached) => attached,
+        let attached = match &*phase {
+            Phase::Idle => end(SIGNAL_EXIT_BASE + signal),
+            // Whoever types it again wants no more of it.
+            Phase::Leaving(_) if signal == Signal::SIGINT as i32 => end(SIGNAL_EXIT_BASE + signal),
+            // What could not be unmounted is tried again. What is out of sight stays for those who use it: to take it away from them
+            // would be an error in each of their reads.
+            Phase::Attached(attached) | Phase::Leaving(attached) => Arc::clone(attached),
         };
+        *phase = Phase::Leaving(Arc::clone(&attached));
         drop(phase);
         self.tell_end();
         match attached.unmount(How::LazilyWhenBusy) {
             Ok(Unmounted::Gone) => {}
             Ok(Unmounted::OutOfSight) => tracing::warn!(
-                "{} is unmounted but still in use: waiting for its users (another signal ends at once)",
+                "{} is unmounted but still in use: waiting for its users (SIGINT ends at once)",
                 attached.mountpoint().display()
             ),
-            Err(error) => tracing::error!("{error} (another signal ends at once)"),
+            Err(error) => tracing::error!("{error} (SIGINT ends at once)"),
         }
     }
+}
+
+/// Ends the process, when all that was said is in the log.
+fn end(exit_code: i32) -> ! {
+    log::finish();
+    std::process::exit(exit_code)
 }

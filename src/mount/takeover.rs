@@ -1,6 +1,7 @@
 //! A mount that outlives its process: the service manager keeps the connection to the kernel, and the next process goes on with it.
 //!
-//! * [`keep`] gives the manager two open files: the connection, and a sealed description of it.
+//! * [`keep`] gives the manager open files: the connection, a sealed description of it, and, of a directory of indexes, the numbers that its
+//!   files have, which every process goes on writing.
 //! * [`Kept::find`] gets them back; [`Kept::attached`] is the mount they belong to, if it is still there.
 //!
 //! Meanwhile nobody answers: what asks the file system waits. So nothing here looks at the mountpoint, only at the mount table; and a
@@ -27,12 +28,16 @@ use super::options::{KernelOptions, VfsFlags};
 use super::table::{MountId, MountTable, resolve_parent};
 use crate::config::ShowConfig;
 use crate::fuse::Handover;
+use crate::volume::{FileKind, Volume};
 
 /// What the manager calls the connection.
 const CONNECTION: &str = "caifs-fuse";
 
 /// What the manager calls the description.
 const DESCRIPTION: &str = "caifs-state";
+
+/// What the manager calls the numbers.
+const NUMBERS: &str = "caifs-numbers";
 
 /// The form of the description; another one is not read.
 const FORM: u32 = 3;
@@ -55,13 +60,16 @@ struct Description {
     way: String,
     /// Whether the mountpoint is a regular file.
     is_file: bool,
+    /// Whether numbers are kept beside it.
+    #[serde(default)]
+    has_numbers: bool,
     /// The kernel's first request.
     init: Vec<u8>,
 }
 
 /// What holds until the kernel forgets a mount: its source, flags and options, and how files are shown, since it keeps their attributes.
-/// In a form of its own: another version of caifs compares with it. (Settings of a directory of indexes are not in it, which is never
-/// taken over.)
+/// In a form of its own: another version of caifs compares with it. (Names in a directory of indexes hold for a moment only; whether they have
+/// suffixes is in its identity all the same.)
 pub(super) fn way(
     source: &OsStr,
     flags: VfsFlags,
@@ -91,26 +99,31 @@ pub(super) fn keep(
     attached: &Attached,
     handover: &Handover,
     given: &Path,
-    content: impl FnOnce() -> Option<String>,
+    volume: &dyn Volume,
     way: String,
-    is_file: bool,
 ) -> bool {
     let Some(init) = handover.agreed() else {
         tracing::warn!("this mount cannot be taken over by a restarted service: that needs Linux 6.9");
         return false;
     };
-    let Some(content) = content() else {
+    let Some(content) = volume.identity() else {
         tracing::warn!("this mount cannot be taken over by a restarted service: its content has no version");
         return false;
     };
     let MountId { major, minor, .. } = attached.id();
     let mountpoint = attached.mountpoint().to_owned();
     let given = std::path::absolute(given).unwrap_or_else(|_| given.to_owned());
-    let description =
-        Description { form: FORM, given, mountpoint, major, minor, content, way, is_file, init: init.to_vec() };
-    // The description first: a connection without one is of no use to anybody.
-    let kept = description.seal().and_then(|sealed| {
-        manager.keep(DESCRIPTION, sealed.as_fd())?;
+    let is_file = volume.root_kind() != FileKind::Directory;
+    let init = init.to_vec();
+    let described =
+        Description { form: FORM, given, mountpoint, major, minor, content, way, is_file, has_numbers: false, init };
+    let kept = numbers_of(volume).and_then(|numbers| {
+        // The connection last: without what belongs to it, it is of no use to anybody.
+        let description = Description { has_numbers: numbers.is_some(), ..described };
+        manager.keep(DESCRIPTION, description.seal()?.as_fd())?;
+        if let Some(numbers) = numbers {
+            manager.keep(NUMBERS, numbers.as_fd())?;
+        }
         manager.keep(CONNECTION, attached.connection())
     });
     match kept {
@@ -123,10 +136,17 @@ pub(super) fn keep(
     }
 }
 
+/// A file of memory in which a volume writes its numbers from now on, if it needs that.
+fn numbers_of(volume: &dyn Volume) -> io::Result<Option<OwnedFd>> {
+    let fd = memfd_create(c"caifs-numbers", MFdFlags::MFD_CLOEXEC)?;
+    Ok(volume.keep_numbers(File::from(fd.try_clone()?))?.then_some(fd))
+}
+
 /// Makes the manager let go of the mount.
 pub(super) fn forget(manager: &Manager) {
     manager.forget(CONNECTION);
     manager.forget(DESCRIPTION);
+    manager.forget(NUMBERS);
 }
 
 /// Lets go of a mount that nobody goes on with: who waits for it gets an error, and it is out of sight, since a look at it would wait for
@@ -146,20 +166,22 @@ pub(super) fn give_up(manager: &Manager, kept: Vec<(String, OwnedFd)>) {
 pub(super) struct Kept {
     connection: OwnedFd,
     description: Description,
+    numbers: Option<OwnedFd>,
 }
 
 impl Kept {
     /// The mount among what the manager kept; `None` when there is none, or one without its description.
     pub(super) fn find(kept: Vec<(String, OwnedFd)>) -> Option<Self> {
-        let (mut connection, mut description) = (None, None);
+        let (mut connection, mut description, mut numbers) = (None, None, None);
         for (name, fd) in kept {
             match name.as_str() {
                 CONNECTION => connection = Some(fd),
                 DESCRIPTION => description = Description::read(fd),
+                NUMBERS => numbers = Some(fd),
                 _ => {}
             }
         }
-        Some(Self { connection: connection?, description: description? })
+        Some(Self { connection: connection?, description: description?, numbers })
     }
 
     /// As [`give_up`], wherever it is mounted.
@@ -191,27 +213,41 @@ impl Kept {
         is_named && self.id(&table).is_some() && is_connected(self.connection.as_fd())
     }
 
-    /// The mount, to go on with the same content in the same way; `way` as [`keep`] was told.
+    /// The mount, to go on with the same content in the same way; `way` as [`keep`] was told. `keep_numbers` is the volume's.
     ///
     /// # Errors
     /// It is gone, or the content is another one, or what the kernel was told.
-    pub(super) fn attached(&self, content: Option<&str>, way: &str) -> Result<(OwnedFd, Attached), MountError> {
+    pub(super) fn attached(
+        &self,
+        content: Option<&str>,
+        way: &str,
+        keep_numbers: impl FnOnce(File) -> io::Result<bool>,
+    ) -> Result<(OwnedFd, Attached), MountError> {
         let Description { mountpoint, .. } = &self.description;
+        let refused = |why| MountError::Takeover { mountpoint: mountpoint.clone(), why };
         if way != self.description.way {
-            let why = "its options are others now, and the kernel goes by those it was mounted with";
-            return Err(MountError::Takeover { mountpoint: mountpoint.clone(), why });
+            return Err(refused("its options are others now, and the kernel goes by those it was mounted with"));
         }
         if content != Some(self.description.content.as_str()) {
-            let why = "its content is not what was mounted there before; it cannot go on";
-            return Err(MountError::Takeover { mountpoint: mountpoint.clone(), why });
+            return Err(refused("its content is not what was mounted there before; it cannot go on"));
+        }
+        if self.description.has_numbers && !self.numbers_go_on(keep_numbers) {
+            return Err(refused("the inode numbers of its files are not known any more"));
         }
         let table = MountTable::read().map_err(MountError::Table)?;
-        let id = self.id(&table).ok_or_else(|| MountError::Takeover {
-            mountpoint: mountpoint.clone(),
-            why: "it was unmounted meanwhile",
-        })?;
+        let id = self.id(&table).ok_or_else(|| refused("it was unmounted meanwhile"))?;
         let clone = || self.connection.try_clone().map_err(MountError::system("dup"));
         Ok((clone()?, Attached::of(mountpoint.clone(), id, clone()?)))
+    }
+
+    /// Has the numbers of the process before given on, and written down; whether that can be.
+    fn numbers_go_on(&self, keep_numbers: impl FnOnce(File) -> io::Result<bool>) -> bool {
+        let file = self.numbers.as_ref().and_then(|numbers| numbers.try_clone().ok());
+        let kept = file.map(|file| keep_numbers(file.into()));
+        if let Some(Err(error)) = &kept {
+            tracing::warn!("inode numbers: {error}");
+        }
+        matches!(kept, Some(Ok(true)))
     }
 
     /// The number of the device stays as long as the connection; that of the mount may change with the namespace.
@@ -260,6 +296,7 @@ mod tests {
             content: "tree 00ff".into(),
             way: "nosuid".into(),
             is_file: false,
+            has_numbers: false,
             init: vec![0, 1, 255],
         }
     }
@@ -313,13 +350,27 @@ mod tests {
 
     #[test]
     fn other_content_is_not_served_on() {
-        let kept = || Kept { connection: connection(), description: description() };
-        let refused = kept().attached(Some("tree 00fe"), "nosuid").unwrap_err().to_string();
+        let kept = || Kept { connection: connection(), description: description(), numbers: None };
+        let none = |_: File| Ok(false);
+        let refused = kept().attached(Some("tree 00fe"), "nosuid", none).unwrap_err().to_string();
         assert!(refused.starts_with("mount on /mnt/a b: its content is not what was mounted"), "{refused}");
-        assert!(kept().attached(None, "nosuid").is_err());
-        let refused = kept().attached(Some("tree 00ff"), "suid").unwrap_err().to_string();
+        assert!(kept().attached(None, "nosuid", none).is_err());
+        let refused = kept().attached(Some("tree 00ff"), "suid", none).unwrap_err().to_string();
         assert!(refused.starts_with("mount on /mnt/a b: its options are others now"), "{refused}");
-        let gone = kept().attached(Some("tree 00ff"), "nosuid").unwrap_err().to_string();
+        let gone = kept().attached(Some("tree 00ff"), "nosuid", none).unwrap_err().to_string();
         assert_eq!(gone, "mount on /mnt/a b: it was unmounted meanwhile");
+    }
+
+    #[test]
+    fn numbers_that_were_kept_are_needed_to_go_on() {
+        let description = || Description { has_numbers: true, ..description() };
+        let told = |numbers: Option<OwnedFd>, works: io::Result<bool>| {
+            let kept = Kept { connection: connection(), description: description(), numbers };
+            kept.attached(Some("tree 00ff"), "nosuid", |_| works).unwrap_err().to_string()
+        };
+        let unknown = "mount on /mnt/a b: the inode numbers of its files are not known any more";
+        assert_eq!(told(None, Ok(true)), unknown);
+        assert_eq!(told(Some(connection()), Err(io::ErrorKind::InvalidData.into())), unknown);
+        assert_eq!(told(Some(connection()), Ok(true)), "mount on /mnt/a b: it was unmounted meanwhile");
     }
 }

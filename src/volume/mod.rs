@@ -41,6 +41,7 @@ pub use show::Show;
 
 use std::fmt::Debug;
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -178,6 +179,16 @@ pub trait Volume: Debug + Send + Sync {
     /// serve the same. `None` when that cannot be told. May read a whole index.
     fn identity(&self) -> Option<String> {
         None
+    }
+
+    /// Takes the numbers that an earlier process has given from a file, which may be empty, and writes those that are given from now on at
+    /// its end, for a process that goes on with the mount. `false` where [`Volume::identity`] tells the numbers, and this does nothing. To be
+    /// asked before a number is used.
+    ///
+    /// # Errors
+    /// The file cannot be used; numbers of an earlier process are missing in it.
+    fn keep_numbers(&self, _file: File) -> io::Result<bool> {
+        Ok(false)
     }
 
     /// Whether attributes are found without asking a store: then a listing may leave them to those who want them. May change at any time.

@@ -4,6 +4,7 @@
 //! The test runs twice: outside it starts systemd, and systemd starts it again as a service.
 
 use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -113,9 +114,7 @@ fn boot() {
                 echo '[Unit]' >"/run/units/$target.target"
             done
             PREFIX=/run/world/usr CAIFS=/run/world/caifs UNITDIR=/run/units sh '{install}'
-            mkdir -p /run/units/caifs@.service.d /mnt/img /mnt/home /mnt/bad /mnt/service
-            # Whether it tells systemd that it is ready is for the tests of that.
-            printf '[Service]\nType=exec\nWatchdogSec=0\n' >/run/units/caifs@.service.d/type.conf
+            mkdir -p /mnt/img /mnt/home /mnt/bad /mnt/service
             cd /run/world
             head -c 400000 /dev/urandom >x.blob
             ./caifs make -s default.castr x.caibx x.blob >/dev/null
@@ -169,6 +168,42 @@ fn assert_read(mountpoint: &str) {
     assert!(seen == fs::read("/run/world/x.blob").unwrap(), "{mountpoint}: other bytes than packed");
 }
 
+/// What the template is for: whatever becomes of the process, it is the same mount, and who has a file open reads on.
+fn check_that_the_mount_stays(world: &World) {
+    const UNIT: &str = "caifs@plain.service";
+    systemctl(&["start", UNIT]).ok();
+    let device = || fs::metadata("/mnt/service").unwrap().dev();
+    let (first, held) = (device(), fs::File::open("/mnt/service/x").unwrap());
+    let blob = fs::read("/run/world/x.blob").unwrap();
+    type End<'a> = &'a dyn Fn(&str);
+    let killed: End = &|pid| drop(run(Command::new("kill").args(["-9", pid])).ok());
+    let restarted: End = &|_| drop(systemctl(&["restart", UNIT]).ok());
+    for end in [killed, restarted, killed] {
+        let before = property(UNIT, "MainPID");
+        end(&before);
+        until(|| {
+            let is_another = !["0", &before].contains(&property(UNIT, "MainPID").as_str());
+            is_another && property(UNIT, "ActiveState") == "active"
+        });
+        assert_eq!(device(), first);
+        // What the kernel has kept of it is dropped, so that this process must answer.
+        nix::fcntl::posix_fadvise(&held, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+        let mut bytes = vec![0; blob.len()];
+        held.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes == blob, "an open file goes on");
+        assert_read("/mnt/service");
+        assert_eq!(property(UNIT, "NFileDescriptorStore"), "2");
+    }
+    let pid = property(UNIT, "MainPID");
+    systemctl(&["reload", UNIT]).ok();
+    assert_eq!([property(UNIT, "ActiveState"), property(UNIT, "MainPID")], ["active".to_owned(), pid]);
+    assert_eq!(device(), first);
+    drop(held);
+    systemctl(&["stop", UNIT]).ok();
+    assert!(world.mounts().is_empty(), "a stop unmounts what was taken over");
+    assert_eq!(property(UNIT, "Result"), "success");
+}
+
 #[test]
 fn systemd_mounts_the_lines_and_runs_the_service() {
     let Some(world) = World::inside() else { return boot() };
@@ -200,26 +235,20 @@ fn systemd_mounts_the_lines_and_runs_the_service() {
     assert_eq!(property("mnt-bad.mount", "Result"), "exit-code");
     until(|| daemons().is_empty());
 
-    // The template, without and with options.
+    // The template, without and with options. It is started when it can be used, and not before.
     for (instance, vfs) in [("plain", "ro,nosuid,nodev,relatime"), ("quoted", "ro,nosuid,nodev,noexec,relatime")] {
         let unit = format!("caifs@{instance}.service");
         systemctl(&["start", &unit]).ok();
-        until(|| !world.mounts().is_empty());
         assert_read("/mnt/service");
         assert_eq!(world.mounted(Path::new("/mnt/service"))[3], vfs);
+        assert_eq!(property(&unit, "Type"), "notify");
+        until(|| property(&unit, "StatusText").contains("chunks from the cache"));
         systemctl(&["stop", &unit]).ok();
         assert!(world.mounts().is_empty());
         assert_eq!(property(&unit, "Result"), "success");
+        assert_eq!(property(&unit, "NFileDescriptorStore"), "0");
     }
-    // A killed one is started again, on the dead mount that it has left.
-    systemctl(&["start", "caifs@plain.service"]).ok();
-    until(|| !world.mounts().is_empty());
-    let pid = property("caifs@plain.service", "MainPID");
-    run(Command::new("kill").args(["-9", &pid])).ok();
-    until(|| !["0", &pid].contains(&property("caifs@plain.service", "MainPID").as_str()));
-    until(|| fs::read("/mnt/service/x").is_ok());
-    assert_read("/mnt/service");
-    systemctl(&["stop", "caifs@plain.service"]).ok();
+    check_that_the_mount_stays(&world);
     // An instance that nobody has described does not begin.
     systemctl(&["start", "caifs@nosuch.service"]).fails();
     assert_eq!(property("caifs@nosuch.service", "AssertResult"), "no");

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::manager::LIMIT;
+use crate::mount::contents;
 use crate::support::blob::Xorshift;
 use crate::support::mounted::Mounted;
 use crate::support::run::{caifs, run};
@@ -51,6 +52,25 @@ impl Ground {
     /// Makes the index and the store, anew.
     pub fn pack(&self) {
         run(caifs().args(["tar", "-i", "-s"]).arg(&self.store).arg(&self.index).arg(&self.tree)).ok();
+    }
+
+    /// The tree twice, below other names, as a directory of indexes; and what is to be seen in a mount of it.
+    pub fn into_directory(self) -> (Self, BTreeMap<PathBuf, Vec<u8>>) {
+        let directory = self.scratch.dir("indexes");
+        fs::create_dir(directory.join("below")).unwrap();
+        let places = ["one", "below/two"];
+        for place in places {
+            fs::copy(&self.index, directory.join(format!("{place}.caidx"))).unwrap();
+        }
+        let blob = Xorshift::seeded(8).bytes(300_000);
+        let image = self.scratch.file("blob", &blob);
+        run(caifs().args(["make", "-s"]).arg(&self.store).arg(directory.join("below/image.caibx")).arg(image)).ok();
+        let all = contents(&self.tree);
+        let below =
+            |place: &'static str| all.iter().map(move |(name, bytes)| (Path::new(place).join(name), bytes.clone()));
+        let mut wanted: BTreeMap<PathBuf, Vec<u8>> = places.into_iter().flat_map(below).collect();
+        wanted.insert("below/image".into(), blob);
+        (Self { index: directory, ..self }, wanted)
     }
 
     /// Makes the command of a mount in the foreground.
@@ -193,10 +213,11 @@ fn read_round(mnt: &Path, name: &Path, held: &File, wanted: &[u8], mark: &str) -
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         other => return Err(format!("a name that is not there: {other:?}")),
     }
-    let ino = xattr::get(&path, "user.caifs.entry-offset").map_err(at("getxattr"))?.unwrap_or_default();
-    let stat = path.symlink_metadata().map_err(at("stat"))?;
-    match ino == stat.ino().to_string().into_bytes() {
+    xattr::get(&path, "user.caifs.entry-offset").map_err(at("getxattr"))?;
+    let (now, then) =
+        (path.symlink_metadata().map_err(at("stat"))?, held.metadata().map_err(at("stat of an open file"))?);
+    match now.ino() == then.ino() {
         true => Ok(()),
-        false => Err(format!("inode {}, entry {}", stat.ino(), String::from_utf8_lossy(&ino))),
+        false => Err(format!("inode {}, and {} when it was opened", now.ino(), then.ino())),
     }
 }

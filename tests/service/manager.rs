@@ -173,6 +173,11 @@ impl Manager {
         self.lock().store.clear();
     }
 
+    /// Loses what is kept under a name.
+    pub fn lose(&self, name: &str) {
+        self.lock().store.retain(|(one, _)| one != name);
+    }
+
     /// The names of what is kept.
     pub fn kept(&self) -> Vec<String> {
         self.lock().store.iter().map(|(name, _)| name.clone()).collect()

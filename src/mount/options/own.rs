@@ -85,6 +85,7 @@ impl MountOption {
                 "warm-rate" => "a size above 0 (of a second), such as 4M",
                 "record" | "access-trace" => "a path",
                 "metrics" => "an address and port such as 127.0.0.1:9100",
+                "log-level" => "error, warn, info, debug or trace",
                 "log" => "journald, or the full path of a file",
                 "memory" => "a size of at least 16M, such as 512M or 1G",
                 "io-timeout" => "a time above 0 such as 30s, 500ms or 1m, at most 24h",

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use tracing::Level;
+
 use super::own::{MountOption, ValueKind};
 use crate::config::units::{parse_id, parse_mode, parse_sha256, parse_size, parse_span, parse_switch};
 use crate::config::{MIN_MEMORY_BYTES, MountConfig};
+use crate::mount::log::level_name;
 
 /// All options of a mount.
 pub const MOUNT_OPTIONS: &[MountOption] = &[
@@ -412,6 +415,18 @@ pub const MOUNT_OPTIONS: &[MountOption] = &[
         help: "Where a background mount logs to: journald or a file",
         set: |config, value| {
             config.service.log = Some(non_empty(value)?);
+            Some(())
+        },
+    },
+    MountOption {
+        name: "log-level",
+        kind: ValueKind::Text,
+        placeholder: Some("LEVEL"),
+        repeatable: false,
+        help: "What is logged: error, warn, info, debug or trace [default: warn, or as -v says]",
+        set: |config, value| {
+            let levels = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE];
+            config.service.log_level = Some(levels.into_iter().find(|level| level_name(*level) == value)?);
             Some(())
         },
     },

@@ -16,6 +16,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::ledger::Given;
 use crate::digest::Digest;
 use crate::tree::ROOT_INO;
 
@@ -76,11 +77,13 @@ pub(super) trait Numbered {
 #[derive(Debug)]
 pub(super) struct Numbers<P> {
     by_base: BTreeMap<u64, Arc<P>>,
+    /// What a process before has given: nobody else's, also while nobody has asked for it here.
+    given: BTreeMap<u64, Given>,
 }
 
 impl<P> Default for Numbers<P> {
     fn default() -> Self {
-        Self { by_base: BTreeMap::new() }
+        Self { by_base: BTreeMap::new(), given: BTreeMap::new() }
     }
 }
 
@@ -107,14 +110,40 @@ impl<P: Numbered> Numbers<P> {
         (0..MAX_SALTS).filter_map(|salt| self.at(number(kind, path, version, salt))).find(|part| is_it(part))
     }
 
-    /// A base from which on `span` numbers are free, if one is found.
+    /// Takes over what a process before has given.
+    pub(super) fn reserve(&mut self, given: Vec<Given>) {
+        self.given.extend(given.into_iter().map(|given| (given.base, given)));
+    }
+
+    /// Whom a process before has given a number.
+    pub(super) fn was_given(&self, ino: u64) -> Option<&Given> {
+        let (base, given) = self.given.range(..ino).next_back()?;
+        (ino - base <= given.span).then_some(given)
+    }
+
+    /// All that have numbers.
+    pub(super) fn parts(&self) -> impl Iterator<Item = &Arc<P>> {
+        self.by_base.values()
+    }
+
+    /// A base from which on `span` numbers are free, if one is found: the one that a process before has given, if there is one.
     pub(super) fn free_base(&self, kind: NumberKind, path: &[u8], version: &str, span: u64) -> Option<u64> {
-        (0..MAX_SALTS).map(|salt| number(kind, path, version, salt)).find(|base| {
+        let is_own = |given: &Given| given.path == path && given.version == version && given.span == span;
+        let bases = || (0..MAX_SALTS).map(|salt| number(kind, path, version, salt));
+        if !self.given.is_empty()
+            && let Some(base) = bases().find(|base| self.given.get(base).is_some_and(is_own))
+            && !self.by_base.contains_key(&base)
+        {
+            return Some(base);
+        }
+        bases().find(|base| {
             let fits = (base & HASH_MASK).checked_add(span).is_some_and(|end| end <= HASH_MASK);
-            // The last part that begins before the end of the span must end before its beginning.
+            // The last one that begins before the end of the span must end before its beginning.
             fits && {
-                let before = self.by_base.range(..=base + span).next_back();
-                before.is_none_or(|(other, part)| other + part.span() < *base)
+                let part = self.by_base.range(..=base + span).next_back();
+                let given = self.given.range(..=base + span).next_back();
+                part.is_none_or(|(other, part)| other + part.span() < *base)
+                    && given.is_none_or(|(other, given)| other + given.span < *base)
             }
         })
     }
@@ -164,6 +193,26 @@ mod tests {
             assert_ne!(base, first_base(kind, b"x.caibx", "2"), "another version is another file");
             assert_ne!(base, first_base(kind, b"y.caibx", "1"));
         }
+    }
+
+    #[test]
+    fn what_a_process_before_has_given_is_given_to_the_same_whoever_asks_first() {
+        let span = HASH_MASK >> 1;
+        let base = |numbers: &Numbers<Span>, path: &[u8], version: &str| {
+            numbers.free_base(NumberKind::Tree, path, version, span)
+        };
+        // Two that cannot both have room: who is asked for first would have it.
+        let has_room = |path: &String| base(&Numbers::default(), path.as_bytes(), "1").is_some();
+        let mut paths = (0..1000).map(|i| format!("{i}.caidx")).filter(has_room);
+        let (a, b) = (paths.next().unwrap(), paths.next().unwrap());
+        let base_a = base(&Numbers::default(), a.as_bytes(), "1").unwrap();
+        let mut second = Numbers::<Span>::default();
+        second.reserve(vec![Given { base: base_a, span, path: a.clone().into_bytes(), version: "1".into() }]);
+        assert_eq!(base(&second, b.as_bytes(), "1"), None);
+        assert_eq!(base(&second, a.as_bytes(), "1"), Some(base_a));
+        assert_eq!(base(&second, a.as_bytes(), "2"), None, "another version is another file");
+        assert_eq!(second.was_given(base_a + span).map(|given| given.path.clone()), Some(a.into_bytes()));
+        assert!(second.was_given(base_a).is_none() && second.was_given(base_a + span + 1).is_none());
     }
 
     #[test]

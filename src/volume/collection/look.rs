@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use super::Shared;
 use super::catalog::{Dir, Entry, Found, Gone, Stamp, joined};
 use super::inode::{MAX_SPAN, NumberKind, directory_ino, first_base, is_directory};
+use super::ledger::Given;
 use super::names::EntryKind;
 use super::part::{Facts, Part, is_same_file};
 use super::peek::{PeekError, Peeked, peek};
@@ -301,9 +302,13 @@ impl Shared {
         };
         let shown = joined(&dir.path, name);
         let parent_ino = dir.ino;
-        let facts = Facts { shown, parent_ino, location, info, content, size, attr };
+        let facts = Facts { path: entry.path.clone(), shown, parent_ino, location, info, content, size, attr };
         let part = Arc::new(Part::new(base, span, facts));
         numbers.insert(Arc::clone(&part));
+        if let Some(ledger) = &mut *self.ledger() {
+            // Under the lock: nobody may hear of a number that is not written down.
+            ledger.write(&given(&part));
+        }
         self.size_bytes.fetch_add(size, Ordering::Relaxed);
         Ok(part)
     }
@@ -363,6 +368,24 @@ impl Shared {
         find().ok_or_else(|| stale(ino))
     }
 
+    /// Looks at the file at a path that a process before has given numbers to.
+    async fn look_again(self: &Arc<Self>, path: &[u8]) -> Result<(), VolumeError> {
+        let mut dir = self.dir_at(b"", ROOT_INO);
+        loop {
+            self.freshen(&dir).await?;
+            let leads_there = |entry: &Entry| match entry.kind {
+                EntryKind::Directory => path.strip_prefix(&entry.path[..]).is_some_and(|rest| rest.starts_with(b"/")),
+                _ => entry.path == path,
+            };
+            let all = dir.behind(0, usize::MAX);
+            let Some((_, name, entry)) = all.into_iter().find(|(.., entry)| leads_there(entry)) else { return Ok(()) };
+            if entry.kind != EntryKind::Directory {
+                return self.part(&dir, &name, &entry).await.map(drop);
+            }
+            dir = self.dir_of(&entry, dir.ino);
+        }
+    }
+
     /// Looks through all directories for whatever has a number, as after this process has taken the mount over from another one.
     async fn search(self: &Arc<Self>, ino: u64) -> Result<(), VolumeError> {
         let mut last_search = self.last_search.lock().await;
@@ -372,6 +395,11 @@ impl Shared {
         };
         if is_known() {
             return Ok(());
+        }
+        let was_given = self.numbers().was_given(ino).map(|given| given.path.clone());
+        if let Some(path) = was_given {
+            self.look_again(&path).await?;
+            return if is_known() { Ok(()) } else { Err(stale(ino)) };
         }
         if last_search.is_some_and(|at| at.elapsed() < SEARCH_PAUSE) {
             return Err(stale(ino));
@@ -473,6 +501,12 @@ fn version_text(info: &FileInfo, content: Option<&ChunkId>) -> String {
         (None, Some(content)) => content.to_hex(),
         (None, None) => format!("{} bytes", info.size),
     }
+}
+
+/// The numbers of a part, to be written down.
+pub(super) fn given(part: &Part) -> Given {
+    let version = version_text(&part.info, part.content.as_ref());
+    Given { base: part.base, span: part.span, path: part.path.clone(), version }
 }
 
 /// What was read is what is kept of a file, and its place has another one by now.

@@ -1,7 +1,8 @@
 //! Many indexes as one volume: a directory (of this machine, a web server, a bucket, an SFTP server) in which every `.caibx` is a file and
 //! every `.caidx` and `.catar` a directory, with the directories below it.
 //!
-//! * `names` says what is shown, and how it is called; `inode` gives the numbers.
+//! * `names` says what is shown, and how it is called; `inode` gives the numbers, and `ledger` has them for a process that goes on with the
+//!   mount.
 //! * `catalog` is what was listed; `watch` hears of changes; `look` lists again, and finds out what must be known of a file to show it,
 //!   by `peek`.
 //! * `part` is an index or archive that was looked at, and the few of them that are open; `serve` is the volume.
@@ -17,6 +18,7 @@
 
 mod catalog;
 mod inode;
+mod ledger;
 mod look;
 mod names;
 mod part;
@@ -33,6 +35,7 @@ use tokio::sync::Semaphore;
 
 use self::catalog::{Dir, NameRoom};
 use self::inode::Numbers;
+use self::ledger::Ledger;
 use self::part::{OpenParts, Part};
 use self::watch::Watch;
 use super::open::{MemoryPlan, OpenError, fetch_timeout};
@@ -64,8 +67,8 @@ pub struct Collection {
     shared: Arc<Shared>,
 }
 
-/// Locks are never held over I/O or await, and none while another is taken, but for `gone` before `numbers`, and what a directory knows before
-/// the room for names.
+/// Locks are never held over I/O or await, and none while another is taken, but for `gone` before `numbers`, `numbers` before `ledger`, and what
+/// a directory knows before the room for names.
 #[derive(Debug)]
 struct Shared {
     /// The directory.
@@ -89,6 +92,8 @@ struct Shared {
     watch: Option<Arc<Watch>>,
     dirs: Mutex<HashMap<u64, Arc<Dir>>>,
     numbers: Mutex<Numbers<Part>>,
+    /// Where numbers are written down, if another process may go on.
+    ledger: Mutex<Option<Ledger>>,
     /// The bases of parts whose files are gone, the oldest first.
     gone: Mutex<VecDeque<u64>>,
     /// The numbers of directories that are gone, the oldest first. One that is there again may be among them.
@@ -147,6 +152,7 @@ pub async fn open(
         watch: if is_local { Watch::new().map(Arc::new) } else { None },
         dirs: Mutex::default(),
         numbers: Mutex::default(),
+        ledger: Mutex::default(),
         gone: Mutex::default(),
         gone_dirs: Mutex::default(),
         names: NameRoom::new(MAX_NAME_BYTES),
@@ -179,6 +185,10 @@ impl Shared {
 
     fn numbers(&self) -> MutexGuard<'_, Numbers<Part>> {
         lock(&self.numbers)
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Option<Ledger>> {
+        lock(&self.ledger)
     }
 
     fn gone_dirs(&self) -> MutexGuard<'_, VecDeque<u64>> {

@@ -31,6 +31,8 @@ pub(super) struct Part {
     pub(super) base: u64,
     /// How many numbers it has.
     pub(super) span: u64,
+    /// The file's path below the place that is mounted.
+    pub(super) path: Vec<u8>,
     /// Its path in the mount.
     pub(super) shown: Vec<u8>,
     /// The directory it is shown in.
@@ -56,6 +58,7 @@ pub(super) struct Part {
 /// What was found out about an index or archive.
 #[derive(Debug)]
 pub(super) struct Facts {
+    pub(super) path: Vec<u8>,
     pub(super) shown: Vec<u8>,
     pub(super) parent_ino: u64,
     pub(super) location: FileLocation,
@@ -81,10 +84,10 @@ pub(super) fn content_of(opened: &Opened) -> Option<ChunkId> {
 
 impl Part {
     pub(super) fn new(base: u64, span: u64, facts: Facts) -> Self {
-        let Facts { shown, parent_ino, location, info, content, size, attr } = facts;
+        let Facts { path, shown, parent_ino, location, info, content, size, attr } = facts;
         let attr = Attr { ino: base + 1, ..attr };
         let (is_gone, is_replaced, opening) = (AtomicBool::new(false), AtomicBool::new(false), Arc::default());
-        Self { base, span, shown, parent_ino, location, info, content, size, attr, is_gone, is_replaced, opening }
+        Self { base, span, path, shown, parent_ino, location, info, content, size, attr, is_gone, is_replaced, opening }
     }
 
     /// Whether a file is the one that this was made from, by what is known of both.
@@ -228,7 +231,8 @@ pub(super) mod tests {
         };
         let info = FileInfo { size: 1, version: None, mtime: None, has_ranges: true };
         let location = FileLocation::Local("/x".into());
-        let facts = Facts { shown: Vec::new(), parent_ino: 1, location, info, content: None, size: 1, attr };
+        let (path, shown) = (Vec::new(), Vec::new());
+        let facts = Facts { path, shown, parent_ino: 1, location, info, content: None, size: 1, attr };
         let part = Arc::new(Part::new(base, 1, facts));
         assert_eq!((part.attr.ino, part.mtime()), (base + 1, SystemTime::UNIX_EPOCH));
         let blob = Blob::File(FileBlob::open(std::path::Path::new("/proc/self/stat")).unwrap());

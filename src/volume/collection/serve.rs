@@ -1,12 +1,15 @@
 //! A collection as a volume: what is asked of a directory is answered here, the rest by the part that has the number.
 
+use std::fs::File;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::look::{aside, kept_another, unknown_attr, unopened};
+use super::ledger::Ledger;
+use super::look::{self, aside, kept_another, unknown_attr, unopened};
 use super::names::EntryKind;
 use super::part::{OpenPart, Part, content_of};
 use super::{Collection, DIRECTORY_LASTS, Dir, Shared, inode};
@@ -177,6 +180,22 @@ impl Volume for Collection {
     fn has_acls(&self) -> bool {
         // Any tree that comes may have them.
         true
+    }
+
+    /// Files come and go without its being another directory; which of them has which number is in the ledger.
+    fn identity(&self) -> Option<String> {
+        let Shared { place, keep_suffix, .. } = &*self.shared;
+        Some(format!("directory keep-suffix={} {place}", u8::from(*keep_suffix)))
+    }
+
+    fn keep_numbers(&self, file: File) -> io::Result<bool> {
+        let (mut ledger, given) = Ledger::open(file)?;
+        let mut numbers = self.shared.numbers();
+        let is_known = |part: &Part| given.iter().any(|given| given.base == part.base);
+        numbers.parts().filter(|part| !is_known(part)).for_each(|part| ledger.write(&look::given(part)));
+        numbers.reserve(given);
+        *self.shared.ledger() = Some(ledger);
+        Ok(true)
     }
 
     fn root_kind(&self) -> FileKind {
