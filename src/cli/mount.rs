@@ -116,7 +116,7 @@ pub(super) fn mount(
         let beside = Beside::open(&options.config.service, &report)?;
         let opening = async {
             let volume = open_volume(&location, &options.config, on_file, &report).await?;
-            if !goes_on {
+            if !goes_on && options.config.service.check_store {
                 prove(&volume.live, request.ready_timeout).await?;
             }
             Ok::<_, OpenError>(volume)

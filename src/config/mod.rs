@@ -243,6 +243,8 @@ pub struct ServiceConfig {
     pub setuid: Option<String>,
     /// Whether the process is shut out of all files but its own; `None` means: when root mounts and the kernel can.
     pub sandbox: Option<bool>,
+    /// Whether an image is mounted only if its first bytes can be had.
+    pub check_store: bool,
     /// Whether there is a control socket.
     pub control: bool,
     /// Where metrics are served, as `127.0.0.1:9100`.
@@ -259,6 +261,7 @@ impl Default for ServiceConfig {
             log_level: None,
             setuid: None,
             sandbox: None,
+            check_store: true,
             control: true,
             metrics: None,
             access_trace: None,

@@ -126,6 +126,7 @@ pub const SHOWN: &[Shown] = &[
     live("log-level", |config| config.service.log_level.map(|level| level_name(level).to_owned())),
     fixed("setuid", |config| config.service.setuid.clone()),
     fixed("sandbox", |config| config.service.sandbox.and_then(switch)),
+    fixed("check-store", |config| switch(config.service.check_store)),
     fixed("control", |config| switch(config.service.control)),
     fixed("metrics", |config| config.service.metrics.clone()),
     fixed("access-trace", |config| path(config.service.access_trace.as_ref())),

@@ -453,6 +453,17 @@ pub const MOUNT_OPTIONS: &[MountOption] = &[
         },
     },
     MountOption {
+        name: "check-store",
+        kind: ValueKind::Switch,
+        placeholder: None,
+        repeatable: false,
+        help: "Mount an image only if its first bytes can be had [default: yes]",
+        set: |config, value| {
+            config.service.check_store = parse_switch(value)?;
+            Some(())
+        },
+    },
+    MountOption {
         name: "control",
         kind: ValueKind::Switch,
         placeholder: None,
