@@ -63,6 +63,7 @@ const MOUNT: Names = &[
     "--log",
     "--setuid",
     "--sandbox[=<YES>]",
+    "--check-store[=<YES>]",
     "--control[=<YES>]",
     "--metrics",
     "--access-trace",
