@@ -150,7 +150,7 @@ mod tests {
             let value = match (option.name, option.kind) {
                 ("umask", _) => "022",
                 ("index-sha256", _) => "6a1d6a1d6a1d6a1d6a1d6a1d6a1d6a1d6a1d6a1d6a1d6a1d6a1d6a1d6a1d6a1d",
-                ("control", _) => "no",
+                ("control" | "check-store", _) => "no",
                 ("log-level", _) => "debug",
                 (_, ValueKind::Size) => "64M",
                 (_, ValueKind::Span) => "7s",
