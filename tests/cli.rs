@@ -61,6 +61,7 @@ const MOUNT: Names = &[
     "--metadata-table[=<YES>]",
     "--mount-timeout",
     "--log",
+    "--log-level",
     "--setuid",
     "--sandbox[=<YES>]",
     "--check-store[=<YES>]",

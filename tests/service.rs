@@ -16,6 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use crate::mount::{can_mount, contents};
 use crate::support::mounted::{is_mountpoint, unmount};
 use crate::support::run::run;
+use crate::support::server::{Server, free_port};
 use ground::{Ground, Load, OTHER, held_back, open_to_all};
 use manager::{LIMIT, Manager, was_killed_by};
 
@@ -133,8 +134,16 @@ fn a_restarted_service_goes_on_while_its_store_is_away() {
     let blob: Vec<u8> = crate::support::blob::noise(3_000_000);
     let (index, file) = (ground.scratch.join("x.caibx"), ground.scratch.file("blob", &blob));
     run(ground.caifs().args(["make", "-s"]).arg(&ground.store).arg(&index).arg(file)).ok();
+    let port = free_port();
+    let serve = || {
+        let mut server = ground.caifs();
+        server.arg("chunk-server").arg("-s").arg(&ground.store).args(["-l", &format!("127.0.0.1:{port}")]);
+        Server::start(&mut server, port)
+    };
+    let server = serve();
     let (mut caifs, mnt) = (ground.caifs(), ground.mnt.clone());
-    caifs.args(["mount", "--foreground", "--mount-timeout=4s", "-s"]).arg(&ground.store).arg(&index).arg(&mnt);
+    caifs.args(["mount", "--foreground", "--mount-timeout=4s", "-s", &format!("http://127.0.0.1:{port}/")]);
+    caifs.arg(&index).arg(&mnt);
     let args: Vec<_> = caifs.get_args().map(ToOwned::to_owned).collect();
     let envs: Vec<_> =
         caifs.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))).collect();
@@ -145,17 +154,14 @@ fn a_restarted_service_goes_on_while_its_store_is_away() {
     });
     manager.start();
     let held = open(&ground, "x");
-    // The store is there and has nothing for the moment.
-    let away = ground.scratch.join("away");
-    fs::rename(&ground.store, &away).unwrap();
-    fs::create_dir(&ground.store).unwrap();
+    drop(server);
     manager.end(Signal::SIGKILL);
     manager.start();
-    fs::remove_dir(&ground.store).unwrap();
-    fs::rename(&away, &ground.store).unwrap();
+    let _server = serve();
     let mut end = [0; 100];
     held.read_exact_at(&mut end, blob.len() as u64 - 100).unwrap();
     assert!(end == blob[blob.len() - 100..], "the file that was open is read by the next process");
+    drop(held);
     assert!(manager.end(Signal::SIGTERM).success());
 }
 
