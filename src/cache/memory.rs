@@ -49,8 +49,9 @@ impl MemoryTier {
         let id = chunk.id();
         let home = shard_of(&id);
         let added = weight(&chunk);
-        let replaced = self.shard(home).put(id, chunk).map_or(0, |old| weight(&old));
+        // Counted before it is there: whoever drops it takes away what was counted.
         let mut total = self.weight_bytes.fetch_add(added, Ordering::Relaxed) + added;
+        let replaced = self.shard(home).put(id, chunk).map_or(0, |old| weight(&old));
         if replaced > 0 {
             total = self.weight_bytes.fetch_sub(replaced, Ordering::Relaxed) - replaced;
         }
@@ -167,6 +168,24 @@ mod tests {
         assert_eq!(tier.weight_bytes(), n_held * (1000 + OVERHEAD_BYTES));
         assert!(n_held > 70, "{n_held}");
         assert!(tier.get(&chunk(999, 1000).id()).is_some());
+    }
+
+    #[test]
+    fn what_another_thread_drops_at_once_is_counted_right() {
+        let tier = MemoryTier::new(0);
+        let chunks: Vec<Chunk> = (0..64).map(|seed| chunk(seed, 100)).collect();
+        std::thread::scope(|scope| {
+            for part in chunks.chunks(16) {
+                let tier = &tier;
+                scope.spawn(move || {
+                    for chunk in part.iter().cycle().take(200_000) {
+                        tier.insert(chunk.clone());
+                    }
+                });
+            }
+        });
+        let n_held = chunks.iter().filter(|chunk| tier.has(&chunk.id())).count() as u64;
+        assert_eq!(tier.weight_bytes(), n_held * (100 + OVERHEAD_BYTES));
     }
 
     #[test]
