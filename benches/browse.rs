@@ -1,7 +1,7 @@
 //! Browsing a remote archive of millions of files: times of a mount, a listing and a file with nothing in the cache; what `find` costs with and
-//! without the metadata table; and the memory that all of it takes.
+//! without the metadata table; and the memory that all of it takes. Then the same of a directory of many indexes.
 //!
-//! `cargo bench --bench browse -- [--entries N] [--huge N] [--content BYTES] [--latency-ms N] [--memory SIZE] [--without-find]`
+//! `cargo bench --bench browse -- [--entries N] [--huge N] [--content BYTES] [--latency-ms N] [--memory SIZE] [--without-find] [--indexes N]`
 //!
 //! The archive is made by `tests/support/generated.rs`, served by nginx behind a proxy that answers late, and mounted by the
 //! `caifs` of this build. What is said of memory is `VmHWM` of the daemon.
@@ -41,6 +41,7 @@ fn main() {
     let what = Generated { n_entries, n_huge, content_bytes };
     let latency = Duration::from_millis(number("--latency-ms", 20));
     let memory = value("--memory").unwrap_or_else(|| "256M".to_owned());
+    many_indexes(number("--indexes", 1000));
 
     let (Some(nginx), scratch) = (peer("nginx"), Scratch::new()) else { return };
     let served = Nginx::start(&nginx.path, &scratch.dir("nginx"), Site::default());
@@ -105,6 +106,50 @@ fn main() {
     if without > Duration::ZERO {
         println!("\nfind is {:.1} times as fast with the table", without.as_secs_f64() / with.as_secs_f64());
     }
+}
+
+/// A directory of indexes in `n_indexes` files, half of them images and half of them trees.
+fn many_indexes(n_indexes: u64) {
+    let scratch = Scratch::new();
+    let (indexes, store, mnt) = (scratch.dir("indexes"), scratch.dir("default.castr"), scratch.dir("mnt"));
+    let (image, tree) = (scratch.join("image"), scratch.dir("tree"));
+    std::fs::write(&image, vec![7; 400_000]).unwrap();
+    std::fs::write(tree.join("file"), "content").unwrap();
+    let make = |verb: &[&str], name: &str, source: &Path| {
+        let mut make = caifs();
+        make.args(verb).arg("-s").arg(&store).arg(indexes.join(name)).arg(source);
+        run_within(&mut make, LIMIT).ok();
+    };
+    make(&["make"], "image-0.caibx", &image);
+    make(&["tar", "-i"], "tree-0.caidx", &tree);
+    for n in 1..n_indexes / 2 {
+        std::fs::copy(indexes.join("image-0.caibx"), indexes.join(format!("image-{n}.caibx"))).unwrap();
+        std::fs::copy(indexes.join("tree-0.caidx"), indexes.join(format!("tree-{n}.caidx"))).unwrap();
+    }
+
+    println!("== a directory of {n_indexes} indexes");
+    let mut command = caifs();
+    command.arg("mount").arg(&indexes).arg(&mnt).arg("-s").arg(&store);
+    let mounted = Mounted::by_command(&mut command, &mnt).expect("it mounts");
+    let n_open = || String::from_utf8(xattr::get(&mnt, "user.caifs.parts").unwrap().unwrap()).unwrap();
+    let say = |what: &str, start: Instant| {
+        println!("{what:44} {:>10.3} s   {} open", start.elapsed().as_secs_f64(), n_open());
+    };
+    println!("{:44} {:>10.3} s", "mount", mounted.time_to_mount.as_secs_f64());
+    let start = Instant::now();
+    assert!(ls(&mnt) as u64 >= n_indexes / 2 * 2);
+    say("ls", start);
+    std::fs::copy(indexes.join("image-0.caibx"), indexes.join("new.caibx")).unwrap();
+    let start = Instant::now();
+    while !mnt.join("new").exists() {
+        assert!(start.elapsed() < LIMIT);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    say("a new one is seen after", start);
+    let start = Instant::now();
+    assert_eq!(std::fs::read(mnt.join("image-1")).unwrap().len(), 400_000);
+    say("one is read", start);
+    assert!(mounted.end());
 }
 
 struct Bench<'a> {
