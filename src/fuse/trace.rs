@@ -114,8 +114,12 @@ impl Sink<TraceLine> for Writer {
     }
 
     fn reopen(&mut self) {
-        let opened = self.file.flush().and_then(|()| open(&self.path)).map(|file| self.file = file);
-        self.tell(opened);
+        let flushed = self.file.flush();
+        let opened = open(&self.path).map(|file| {
+            // What the old one did not take is lost, and not tried again.
+            drop(std::mem::replace(&mut self.file, file).into_parts());
+        });
+        self.tell(flushed.and(opened));
     }
 }
 

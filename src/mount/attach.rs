@@ -21,6 +21,7 @@ use nix::sys::statvfs::statvfs;
 use nix::sys::wait::waitpid;
 use nix::unistd::{getegid, geteuid};
 
+use super::daemon::let_go_of_streams;
 use super::detach::{How, Unmounted, unmount};
 use super::options::{KernelOptions, VfsFlags};
 use super::table::{MountEntry, MountId, MountTable, resolve_parent};
@@ -36,8 +37,7 @@ pub const READ_AHEAD_KIB: u32 = 4096;
 /// How many dead mounts may lie on each other.
 const MAX_DEAD_MOUNTS: usize = 16;
 
-/// How long what is mounted there already may take to answer. One that lives answers from its memory, and another file system maybe from a
-/// network.
+/// How long a mount of ours that is there already may take to answer. One that lives answers from its memory.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// What to mount where.
@@ -198,7 +198,11 @@ pub(super) fn prepare(given: &Path, source: &OsStr) -> Result<Prepared, MountErr
         }
         // The kernel may know the attributes of a mount of ours for ever, but never how full it is: so that is what a dead one is
         // asked, which a living one answers at once.
-        let seen = look(&mountpoint, there.is_some_and(MountEntry::is_ours)).ok_or_else(|| no_answer(given))?;
+        let seen = match there {
+            Some(ours) if ours.is_ours() => look(&mountpoint).ok_or_else(|| no_answer(given))?,
+            // A disk that starts, or a server that comes back, may take as long as the whole mount.
+            _ => stat(&mountpoint),
+        };
         match (seen, there) {
             // "Aborted" is the answer to a question that was waiting when the server died.
             (Err(Errno::ENOTCONN | Errno::ECONNABORTED), Some(dead)) if dead.is_ours() => {
@@ -256,6 +260,7 @@ pub fn is_mounted(given: &Path, source: &OsStr) -> Result<bool, MountError> {
     ours.set_read_timeout(Some(ANSWER_LIMIT)).map_err(MountError::system("setsockopt"))?;
     let child = match sys::fork().map_err(MountError::system("fork"))? {
         Forked::Child => {
+            let _ = let_go_of_streams();
             // How full it is, a dead mount cannot say.
             let told = theirs.write_all(&[u8::from(statvfs(&mountpoint).is_ok())]);
             std::process::exit(i32::from(told.is_err()));
@@ -277,15 +282,14 @@ pub fn is_mounted(given: &Path, source: &OsStr) -> Result<bool, MountError> {
     }
 }
 
-/// What a mountpoint is; `None` when it does not tell in time. One of ours is asked how full it is, too.
-fn look(mountpoint: &Path, is_ours: bool) -> Option<nix::Result<FileStat>> {
+/// What a mountpoint is where something of ours is mounted, which is asked how full it is, too; `None` when it does not tell in time.
+fn look(mountpoint: &Path) -> Option<nix::Result<FileStat>> {
     let (sender, answers) = mpsc::channel();
     let asked = mountpoint.to_owned();
     // A call that waits for a mount that hangs cannot be taken back.
     let started = std::thread::Builder::new().name("caifs-look".into()).spawn(move || {
-        let seen = if is_ours { statvfs(&asked).and_then(|_| stat(&asked)) } else { stat(&asked) };
         // Who has not waited does not want to know any more.
-        let _ = sender.send(seen);
+        let _ = sender.send(statvfs(&asked).and_then(|_| stat(&asked)));
     });
     match started {
         Ok(_) => answers.recv_timeout(ANSWER_LIMIT).ok(),
@@ -295,7 +299,7 @@ fn look(mountpoint: &Path, is_ours: bool) -> Option<nix::Result<FileStat>> {
 
 fn no_answer(mountpoint: &Path) -> MountError {
     let problem = format!(
-        "the process of the mount there does not answer within {} s (`caifs abort` ends a mount of caifs that hangs)",
+        "the process of the mount there does not answer within {} s (`caifs abort` ends a mount that hangs)",
         ANSWER_LIMIT.as_secs()
     );
     MountError::mountpoint(mountpoint, problem)

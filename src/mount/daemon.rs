@@ -8,6 +8,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -115,11 +116,18 @@ fn send_failure(mut caller: &UnixStream, exit_code: u8, reason: &str) {
     let message = [&[FAILED, exit_code], reason.as_bytes()].concat();
     // Nobody may be there any more, which changes nothing.
     let _ = caller.write_all(&message);
+    // The end of the answer: a thread that waits for something that hangs can keep this process from ending.
+    let _ = caller.shutdown(Shutdown::Both);
 }
 
 fn detach() -> io::Result<()> {
     nix::unistd::setsid()?;
     std::env::set_current_dir("/")?;
+    let_go_of_streams()
+}
+
+/// Nobody who reads what the caller says waits for this process from now on.
+pub(super) fn let_go_of_streams() -> io::Result<()> {
     let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
     nix::unistd::dup2_stdin(&null)?;
     nix::unistd::dup2_stdout(&null)?;
@@ -225,14 +233,15 @@ fn read_answer(answer: &mut UnixStream, deadline: Instant, signals: &SignalFd) -
 
 /// Ends a child: asks, so that it can unmount, then kills.
 fn end(child: Pid) {
-    let _ = kill(child, Signal::SIGTERM);
-    let deadline = Instant::now() + PATIENCE;
-    while Instant::now() < deadline {
-        match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) => std::thread::sleep(LOOK_INTERVAL),
-            _ => return,
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let _ = kill(child, signal);
+        let deadline = Instant::now() + PATIENCE;
+        // One that waits for something that hangs may never end, and is not waited for.
+        while Instant::now() < deadline {
+            match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) => std::thread::sleep(LOOK_INTERVAL),
+                _ => return,
+            }
         }
     }
-    let _ = kill(child, Signal::SIGKILL);
-    let _ = waitpid(child, None);
 }

@@ -16,10 +16,11 @@ mod destination;
 mod folded;
 mod level;
 
+use std::cell::Cell;
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -74,6 +75,7 @@ enum Way {
 #[derive(Debug)]
 struct Queue {
     lines: Behind<Line>,
+    destination: Arc<Mutex<Arc<Destination>>>,
     has_time: bool,
     n_lost: Arc<AtomicU64>,
 }
@@ -104,6 +106,23 @@ pub fn switch(destination: Destination) {
     set_current(Some(Way::Direct(Arc::new(destination))));
 }
 
+/// Has panics told of where lines go, unless that is standard error, where they are told of anyway.
+fn hear_panics() {
+    thread_local! {
+        static IS_TELLING: Cell<bool> = const { Cell::new(false) };
+    }
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let is_away = CURRENT.try_read().is_ok_and(|current| current.is_some());
+        // One in the log itself is not told of by the log.
+        if !is_away || IS_TELLING.replace(true) {
+            return before(panic);
+        }
+        tracing::error!("{}", panic.to_string().replace('\n', " "));
+        IS_TELLING.set(false);
+    }));
+}
+
 /// Opens a log file again, which somebody may have moved away. When that fails, lines go on to the file that was open.
 pub fn reopen() {
     match current() {
@@ -126,21 +145,30 @@ pub(super) fn write_behind(enter: impl FnOnce() + Send + 'static) {
     };
     let n_lost = Arc::new(AtomicU64::new(0));
     let has_time = destination.has_time();
-    let writer = Writer { destination, folded: Folded::default(), n_lost: Arc::clone(&n_lost) };
+    let destination = Arc::new(Mutex::new(destination));
+    let writer =
+        Writer { destination: Arc::clone(&destination), folded: Folded::default(), n_lost: Arc::clone(&n_lost) };
     match Behind::start("caifs-log", MAX_WAITING, enter, writer) {
-        Ok(lines) => set_current(Some(Way::Behind(Arc::new(Queue { lines, has_time, n_lost })))),
+        Ok(lines) => set_current(Some(Way::Behind(Arc::new(Queue { lines, destination, has_time, n_lost })))),
         Err(error) => tracing::warn!("log lines are written by those who have them: {error}"),
     }
 }
 
-/// Writes what waits for the thread that writes, for a bounded time. To be asked before the process ends: lines after this go to standard
-/// error.
+/// Writes what waits for the thread that writes, for a bounded time. To be asked before the process ends: lines after this are written by
+/// those who have them.
 pub(super) fn finish() {
+    static FINISHING: Mutex<()> = Mutex::new(());
+    // Whoever ends the process meanwhile waits for the same lines.
+    let _one = FINISHING.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(Way::Behind(queue)) = current() {
-        set_current(None);
+        let in_time = queue.lines.finish();
         // What did not take the last lines in time would only hold up the end of the process.
-        queue.lines.finish();
+        set_current(in_time.then(|| Way::Direct(to_now(&queue.destination))));
     }
+}
+
+fn to_now(destination: &Mutex<Arc<Destination>>) -> Arc<Destination> {
+    Arc::clone(&destination.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Finishes the log when it is dropped.
@@ -155,7 +183,8 @@ impl Drop for Finish {
 
 /// The thread that writes.
 struct Writer {
-    destination: Arc<Destination>,
+    /// Never locked over writing.
+    destination: Arc<Mutex<Arc<Destination>>>,
     folded: Folded,
     n_lost: Arc<AtomicU64>,
 }
@@ -176,21 +205,22 @@ impl Sink<Line> for Writer {
     }
 
     fn reopen(&mut self) {
-        if let Some(opened) = self.destination.opened_again() {
-            self.destination = Arc::new(opened);
+        if let Some(opened) = to_now(&self.destination).opened_again() {
+            *self.destination.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(opened);
         }
     }
 }
 
 impl Writer {
     fn put(&self, lines: Vec<Line>) {
+        let destination = to_now(&self.destination);
         for line in lines {
             let n_lost = self.n_lost.swap(0, Ordering::Relaxed);
-            if n_lost > 0 && self.destination.write(&lost(n_lost, &line), Level::WARN).is_err() {
+            if n_lost > 0 && destination.write(&lost(n_lost, &line), Level::WARN).is_err() {
                 // To be said when it takes lines again.
                 self.n_lost.fetch_add(n_lost, Ordering::Relaxed);
             }
-            if self.destination.write(&line.text, line.level).is_err() {
+            if destination.write(&line.text, line.level).is_err() {
                 self.n_lost.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -319,7 +349,8 @@ mod tests {
         let path = dir.path().join("pipe");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let reader = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
-        let destination = Arc::new(Destination::open(path.to_str().unwrap(), "x", Path::new("/mnt")).unwrap());
+        let destination = Destination::open(path.to_str().unwrap(), "x", Path::new("/mnt")).unwrap();
+        let destination = Arc::new(Mutex::new(Arc::new(destination)));
         let n_lost = Arc::new(AtomicU64::new(0));
         let writer = Writer { destination, folded: Folded::default(), n_lost: Arc::clone(&n_lost) };
         let lines = Behind::start("test", 8, || {}, writer).unwrap();

@@ -8,6 +8,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::log;
+use super::options::MountOption;
 use super::settings::{Difference, Shown, differences};
 use crate::config::{MountConfig, explain};
 use crate::fuse::requests::Requests;
@@ -142,7 +143,7 @@ impl Reloader {
         let new = (self.read)(&all).map_err(ReloadError::Failed)?;
         let (changed, fixed): (Vec<_>, Vec<_>) =
             differences(&old, &new).into_iter().partition(|difference| difference.can_change);
-        let is_asked_for = |name: &str| options.iter().any(|(option, _)| option.replace('_', "-") == name);
+        let is_asked_for = |name: &str| options.iter().any(|(option, _)| is_same(option, name));
         let refused: Vec<&'static str> =
             fixed.iter().map(|difference| difference.name).filter(|name| is_asked_for(name)).collect();
         if !refused.is_empty() {
@@ -179,9 +180,14 @@ impl Reloader {
     }
 }
 
+/// Whether two names are of one option, as mount(8) and others spell them.
+fn is_same(a: &str, b: &str) -> bool {
+    let option = |name| MountOption::find(name).map(|option| option.name);
+    a == b || option(a).is_some_and(|a| option(b) == Some(a))
+}
+
 /// Options given before and now: what is named now stands in place of the same before, all of it if it can be given several times.
 fn together(before: &[Given], now: &[Given]) -> Vec<Given> {
-    let is_same = |a: &str, b: &str| a.replace('_', "-") == b.replace('_', "-");
     let is_named = |name: &str| now.iter().any(|(other, _)| is_same(other, name));
     before.iter().filter(|(name, _)| !is_named(name)).chain(now).cloned().collect()
 }
@@ -237,7 +243,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use super::*;
-    use crate::mount::options::{MOUNT_OPTIONS, MountOption};
+    use crate::mount::options::MOUNT_OPTIONS;
     use crate::report::Report;
     use crate::store::location::FileLocation;
 
@@ -334,6 +340,17 @@ mod tests {
         *said.lock().unwrap() = given(&[("memory", "64M"), ("store", "/a"), ("http-auth", "x")]);
         assert!(matches!(reloader.reload(), Err(ReloadError::Failed(_))));
         assert_eq!(live.config(), before);
+    }
+
+    #[test]
+    fn an_option_is_the_same_by_each_of_its_names() {
+        for (a, b) in [("allow_other", "allow-other"), ("drop_privileges", "sandbox"), ("unknown", "unknown")] {
+            assert!(is_same(a, b) && is_same(b, a), "{a} {b}");
+        }
+        assert!(!is_same("uid", "gid") && !is_same("unknown", "other"));
+        let given = |name: &str, value: &str| (name.to_owned(), Some(value.to_owned()));
+        let all = together(&[given("sandbox", "no"), given("uid", "1")], &[given("drop_privileges", "yes")]);
+        assert_eq!(all, [given("uid", "1"), given("drop_privileges", "yes")]);
     }
 
     #[test]

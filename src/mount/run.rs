@@ -260,6 +260,10 @@ impl Stage<'_> {
                 (None, _) => None,
             };
             let ended = session.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            if let (Place::Background, Err(error)) = (request.place, &ended) {
+                // Nobody waits for it any more who could be told.
+                tracing::error!("the mount has ended: {error}");
+            }
             told.and(ended.map_err(MountError::Serve))
         })
     }
@@ -276,7 +280,9 @@ impl Stage<'_> {
         let source = shown_source(&self.request.source);
         match Kept::find(kept) {
             Some(kept) if kept.is_at(mountpoint) => {
-                let volume = match self.open_confined(open, Opening { on_file: kept.is_file(), goes_on: true }) {
+                // With other options it is mounted anew.
+                let goes_on = kept.is_made_in(&self.way(allow_other));
+                let volume = match self.open_confined(open, Opening { on_file: kept.is_file(), goes_on }) {
                     Ok(volume) => volume,
                     Err(error) => {
                         // Whoever reads in it waits, and nobody knows until when this could be opened again.

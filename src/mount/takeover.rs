@@ -200,6 +200,11 @@ impl Kept {
         self.description.is_file
     }
 
+    /// Whether the kernel was told the same when it was mounted; `way` as [`keep`] was told.
+    pub(super) fn is_made_in(&self, way: &str) -> bool {
+        self.description.way == way
+    }
+
     /// How the session begins that goes on.
     pub(super) fn handover(&self) -> Handover {
         Handover::later(self.description.init.clone())
@@ -225,7 +230,7 @@ impl Kept {
     ) -> Result<(OwnedFd, Attached), MountError> {
         let Description { mountpoint, .. } = &self.description;
         let refused = |why| MountError::Takeover { mountpoint: mountpoint.clone(), why };
-        if way != self.description.way {
+        if !self.is_made_in(way) {
             return Err(refused("its options are others now, and the kernel goes by those it was mounted with"));
         }
         if content != Some(self.description.content.as_str()) {

@@ -25,7 +25,7 @@ use self::tour::Tour;
 use super::live::{LiveVolume, PartObserver};
 use super::open::OpenError;
 use super::record::{FLUSH, Recorder};
-use super::replay::{Follow, known_chunks, replay};
+use super::replay::{Ahead, Follow, known_chunks, replay};
 use super::warm::{self, NotWarmable, Tally, Warming, Wish, WishError};
 use super::{Live, Part, ROOT_INO};
 use crate::blob::backing::Presence;
@@ -309,6 +309,8 @@ impl PartWork {
 
     async fn replay(&self, location: &FileLocation, profile: Profile, blob: &ChunkedBlob) {
         let n_listed = profile.touches.len();
+        // What is in the backing file is known once that is open.
+        blob.settled_backing().await;
         let of_thread = blob.clone();
         let known = tokio::task::spawn_blocking(move || known_chunks(&profile, &of_thread)).await;
         let wants = match known {
@@ -322,7 +324,9 @@ impl PartWork {
         blob.cache().set_touches(Arc::<Watch>::clone(&self.watch));
         let memory_bytes = blob.cache().ahead().map_or(0, |budget| budget.max_bytes());
         let tally = Tally::default();
-        replay(blob, wants, &follow, memory_bytes, &self.warming, &tally).await;
+        // What is to be warmed must not wait for readers who may never come.
+        let ahead = Ahead { memory_bytes, waits_for_readers: self.wishes.is_empty() };
+        replay(blob, wants, &follow, ahead, &self.warming, &tally).await;
         self.conclude(&format!("{location}: replayed"), &tally, "");
     }
 

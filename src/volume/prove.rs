@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::live::{Live, Part};
 use super::open::{OpenError, SpecKind};
 use crate::blob::Blob;
-use crate::cache::background::Purpose;
+use crate::cache::background::{Purpose, Warmth};
 
 /// The share of the time a mount has that a store gets to answer in, and to come back in: one part in so many. Well below the whole, so that
 /// the mount fails with the store's own reason and not because it is late.
@@ -40,8 +40,12 @@ fn is_local(blob: &Blob) -> bool {
 async fn first_bytes(part: &Part, limit: Duration) -> Result<(), OpenError> {
     let fail =
         |why: String| OpenError::new(&part.location.to_string(), format!("its first bytes cannot be had: {why}"));
-    // For whoever comes soon: no reader has read anything yet.
-    let blob = part.blob.for_purpose(Purpose::Ahead);
+    if let Blob::Chunked(blob) = &part.blob {
+        // A file of a large image is being opened in the background, and may have them.
+        let _ = tokio::time::timeout(limit / 2, blob.settled_backing()).await;
+    }
+    // No reader has read anything yet, and nothing is read ahead of one.
+    let blob = part.blob.for_purpose(Purpose::Warm(Warmth { pace: None, into_memory: true, is_urgent: true }));
     match tokio::time::timeout(limit, blob.read_at(0, 1)).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(fail(error.to_string())),

@@ -81,13 +81,22 @@ pub fn known_chunks(profile: &Profile, blob: &ChunkedBlob) -> Result<Vec<Want>, 
     Ok(known.into_iter().flatten().collect())
 }
 
+/// What may lie in memory before the readers.
+#[derive(Debug, Clone, Copy)]
+pub struct Ahead {
+    /// So many bytes.
+    pub memory_bytes: u64,
+    /// Whether the replay waits for readers to come when these are there and nothing else keeps chunks; else it ends then.
+    pub waits_for_readers: bool,
+}
+
 /// Fetches chunks in their order, until all are there or the stores fail for good. `follow` is told of what the readers touch
-/// meanwhile; `memory_bytes` may lie in memory before them.
+/// meanwhile.
 pub async fn replay(
     blob: &ChunkedBlob,
     wants: Vec<Want>,
     follow: &Follow,
-    memory_bytes: u64,
+    ahead: Ahead,
     warming: &Warming,
     tally: &Tally,
 ) {
@@ -106,7 +115,7 @@ pub async fn replay(
         let moved = follow.moved.notified();
         order.catch_up(follow.place());
         follow.limit.store(order.next + MAX_JUMP, Ordering::Relaxed);
-        let has_room = order.ahead_bytes(follow.place()) < memory_bytes;
+        let has_room = order.ahead_bytes(follow.place()) < ahead.memory_bytes;
         let may_start = under_way.len() < MAX_BATCHES;
         let mut batch = None;
         if may_start && (has_room || is_kept) {
@@ -126,7 +135,8 @@ pub async fn replay(
             });
             continue;
         }
-        if under_way.is_empty() && order.is_over(is_kept) {
+        let is_stuck = !has_room && !is_kept && !ahead.waits_for_readers;
+        if under_way.is_empty() && (order.is_over(is_kept) || is_stuck) {
             return;
         }
         tokio::select! {
@@ -257,13 +267,27 @@ mod tests {
         assert_eq!(known_chunks(&profile, &blob).unwrap(), [wants[3], wants[0]]);
     }
 
+    fn ahead(memory_bytes: u64, waits_for_readers: bool) -> Ahead {
+        Ahead { memory_bytes, waits_for_readers }
+    }
+
+    #[tokio::test]
+    async fn when_something_else_is_to_be_done_nobody_is_waited_for() {
+        let (blob, wants, asked) = setting(200, Fault::None);
+        let follow = Follow::new(&wants);
+        let (warming, tally) = (Warming::default(), Tally::default());
+        replay(&blob, wants, &follow, ahead(16 * CHUNK_BYTES, false), &warming, &tally).await;
+        let n_asked = asked.lock().unwrap().len();
+        assert!((16..=16 + BATCH_CHUNKS).contains(&n_asked), "{n_asked}");
+    }
+
     #[tokio::test]
     async fn as_much_as_may_be_is_ahead_of_the_readers_and_no_more() {
         let (blob, wants, asked) = setting(200, Fault::None);
         let follow = Follow::new(&wants);
         let (warming, tally) = (Warming::default(), Tally::default());
         let n_asked = || asked.lock().unwrap().len();
-        let replayed = replay(&blob, wants.clone(), &follow, 16 * CHUNK_BYTES, &warming, &tally);
+        let replayed = replay(&blob, wants.clone(), &follow, ahead(16 * CHUNK_BYTES, true), &warming, &tally);
         let reader = async {
             for (place, want) in wants.iter().enumerate() {
                 // It gets as far as it may without the readers.
@@ -309,7 +333,7 @@ mod tests {
         let follow = Follow::new(&wants);
         let warming = Warming { gives_up: true, ..Warming::default() };
         let tally = Tally::default();
-        replay(&blob, wants, &follow, 1 << 20, &warming, &tally).await;
+        replay(&blob, wants, &follow, ahead(1 << 20, true), &warming, &tally).await;
         assert!(tally.n_failed.get() > 0 && !tally.failures().is_empty(), "{:?}", tally.failures());
         assert!(asked.lock().unwrap().len() < 100 * 4);
         // What was under way ends by itself.

@@ -30,6 +30,7 @@ pub fn start(level: Level, directives: Option<&str>) {
     // A program that uses this library may have a subscriber of its own.
     if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
         drop(STARTED.set(Started { filter: handle, level, is_directives }));
+        super::hear_panics();
     }
 }
 

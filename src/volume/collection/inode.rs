@@ -77,7 +77,7 @@ pub(super) trait Numbered {
 #[derive(Debug)]
 pub(super) struct Numbers<P> {
     by_base: BTreeMap<u64, Arc<P>>,
-    /// What a process before has given: nobody else's, also while nobody has asked for it here.
+    /// What is written down as given, by a process before or this one: nobody else's, also while nobody has asked for it here.
     given: BTreeMap<u64, Given>,
 }
 
@@ -110,9 +110,14 @@ impl<P: Numbered> Numbers<P> {
         (0..MAX_SALTS).filter_map(|salt| self.at(number(kind, path, version, salt))).find(|part| is_it(part))
     }
 
-    /// Takes over what a process before has given.
+    /// Leaves what was given to those who had it.
     pub(super) fn reserve(&mut self, given: Vec<Given>) {
         self.given.extend(given.into_iter().map(|given| (given.base, given)));
+    }
+
+    /// Whether just this is reserved.
+    pub(super) fn is_reserved(&self, given: &Given) -> bool {
+        self.given.get(&given.base) == Some(given)
     }
 
     /// Whom a process before has given a number.
@@ -207,7 +212,9 @@ mod tests {
         let (a, b) = (paths.next().unwrap(), paths.next().unwrap());
         let base_a = base(&Numbers::default(), a.as_bytes(), "1").unwrap();
         let mut second = Numbers::<Span>::default();
-        second.reserve(vec![Given { base: base_a, span, path: a.clone().into_bytes(), version: "1".into() }]);
+        let given = |version: &str| Given { base: base_a, span, path: a.clone().into_bytes(), version: version.into() };
+        second.reserve(vec![given("1")]);
+        assert!(second.is_reserved(&given("1")) && !second.is_reserved(&given("2")), "it is written down once");
         assert_eq!(base(&second, b.as_bytes(), "1"), None);
         assert_eq!(base(&second, a.as_bytes(), "1"), Some(base_a));
         assert_eq!(base(&second, a.as_bytes(), "2"), None, "another version is another file");

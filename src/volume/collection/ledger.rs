@@ -69,10 +69,10 @@ impl Ledger {
         Ok((Self { file, n_bytes, is_spoiled: false }, given))
     }
 
-    /// Writes down what is given. It is memory that is written to, so nobody waits.
-    pub(super) fn write(&mut self, given: &Given) {
+    /// Writes down what is given; whether it stands there. It is memory that is written to, so nobody waits.
+    pub(super) fn write(&mut self, given: &Given) -> bool {
         if self.is_spoiled {
-            return;
+            return false;
         }
         let Given { base, span, path, version } = given;
         let mut bytes = Vec::with_capacity(HEAD_BYTES + path.len() + version.len());
@@ -98,6 +98,7 @@ impl Ledger {
                 }
             }
         }
+        !self.is_spoiled
     }
 }
 

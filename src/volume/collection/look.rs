@@ -305,9 +305,14 @@ impl Shared {
         let facts = Facts { path: entry.path.clone(), shown, parent_ino, location, info, content, size, attr };
         let part = Arc::new(Part::new(base, span, facts));
         numbers.insert(Arc::clone(&part));
-        if let Some(ledger) = &mut *self.ledger() {
-            // Under the lock: nobody may hear of a number that is not written down.
-            ledger.write(&given(&part));
+        let given = given(&part);
+        // Under the lock: nobody may hear of a number that is not written down. What a process before has written, or this one of a part
+        // that was away, stands there already.
+        if let Some(ledger) = &mut *self.ledger()
+            && !numbers.is_reserved(&given)
+            && ledger.write(&given)
+        {
+            numbers.reserve(vec![given]);
         }
         self.size_bytes.fetch_add(size, Ordering::Relaxed);
         Ok(part)
@@ -388,18 +393,19 @@ impl Shared {
 
     /// Looks through all directories for whatever has a number, as after this process has taken the mount over from another one.
     async fn search(self: &Arc<Self>, ino: u64) -> Result<(), VolumeError> {
-        let mut last_search = self.last_search.lock().await;
         let is_known = || match is_directory(ino) {
             true => self.dirs().contains_key(&ino),
             false => self.numbers().find(ino).is_some(),
         };
-        if is_known() {
-            return Ok(());
-        }
+        // Each file for itself: one that cannot be opened for a long time holds up nobody else.
         let was_given = self.numbers().was_given(ino).map(|given| given.path.clone());
         if let Some(path) = was_given {
             self.look_again(&path).await?;
             return if is_known() { Ok(()) } else { Err(stale(ino)) };
+        }
+        let mut last_search = self.last_search.lock().await;
+        if is_known() {
+            return Ok(());
         }
         if last_search.is_some_and(|at| at.elapsed() < SEARCH_PAUSE) {
             return Err(stale(ino));

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::ledger::Ledger;
+use super::ledger::{Given, Ledger};
 use super::look::{self, aside, kept_another, unknown_attr, unopened};
 use super::names::EntryKind;
 use super::part::{OpenPart, Part, content_of};
@@ -191,9 +191,13 @@ impl Volume for Collection {
     fn keep_numbers(&self, file: File) -> io::Result<bool> {
         let (mut ledger, given) = Ledger::open(file)?;
         let mut numbers = self.shared.numbers();
-        let is_known = |part: &Part| given.iter().any(|given| given.base == part.base);
-        numbers.parts().filter(|part| !is_known(part)).for_each(|part| ledger.write(&look::given(part)));
         numbers.reserve(given);
+        let here: Vec<Given> = numbers.parts().map(|part| look::given(part)).collect();
+        for given in here {
+            if !numbers.is_reserved(&given) && ledger.write(&given) {
+                numbers.reserve(vec![given]);
+            }
+        }
         *self.shared.ledger() = Some(ledger);
         Ok(true)
     }

@@ -41,7 +41,10 @@ pub(super) async fn fill(blob: &ChunkedBlob, range: Range<u64>, warming: &Warmin
             break (failures, is_losing || went == Went::Nowhere);
         }
     };
-    let n_missing = chunks(&getter, &range).filter(|(chunk_idx, _)| !getter.is_filled(*chunk_idx)).count() as u64;
+    let of_thread = getter.clone();
+    let count = move || chunks(&of_thread, &range).filter(|(chunk_idx, _)| !of_thread.is_filled(*chunk_idx)).count();
+    // It is cancelled only with all that waits for it.
+    let n_missing = tokio::task::spawn_blocking(count).await.unwrap_or_default() as u64;
     if n_missing == 0 {
         return;
     }
@@ -73,6 +76,8 @@ async fn fill_once(blob: &ChunkedBlob, range: &Range<u64>, warming: &Warming, ta
     });
     let mut filled = std::pin::pin!(filled.buffer_unordered(N_FILLED));
     while let Some(went) = filled.next().await {
+        // What is there takes no time at all, and there may be millions of it.
+        tokio::task::coop::consume_budget().await;
         match went {
             Went::Well => {}
             // There is no use in asking for the rest.
