@@ -155,9 +155,28 @@ fn the_log_level_is_an_option_and_can_change() {
     let mounted = ground.mount(&[&logging[..], &["-o", "log-level=info"]].concat()).unwrap();
     until("it is told of", || text().contains(" INFO mounted on "));
     assert!(mounted.end());
+    assert!(text().lines().last().unwrap().contains(" INFO ended: 0.0 MiB read, "), "{}", text());
     let refused = run(&mut ground.background(&["--log-level=loud"])).fails();
     assert_eq!(refused.status.code(), Some(1));
     assert!(refused.error_line().contains("error, warn, info, debug or trace"), "{refused:?}");
+}
+
+#[test]
+fn what_is_done_beside_a_mount_is_in_its_log_from_the_first_line() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new();
+    let log = ground.scratch.join("caifs.log");
+    // It is found missing as soon as anything is begun.
+    let options = format!("profile={}", ground.scratch.join("none").display());
+    for _ in 0..20 {
+        let mounted = ground.mount(&["--log", log.to_str().unwrap(), "-o", &options]).unwrap();
+        let text = || fs::read_to_string(&log).unwrap();
+        until("it is told of", || text().contains("none: there is no such profile; going on without it"));
+        assert!(mounted.end());
+        fs::remove_file(&log).unwrap();
+    }
 }
 
 #[test]

@@ -26,7 +26,7 @@ use crate::mount::run::{Opening, Served};
 use crate::mount::sandbox::SandboxPlan;
 use crate::mount::service::Descriptors;
 use crate::mount::{BoxError, MountError, MountRequest, Place, Service, shown_source};
-use crate::report::Report;
+use crate::report::{Report, summary};
 use crate::store::location::{FileLocation, Location, split_group, without_secrets};
 use crate::sys::{limit_heaps, replace_in_arguments};
 use crate::volume::LiveVolume;
@@ -141,7 +141,7 @@ pub(super) fn mount(
         let opened = opened.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (opened, beside) =
             opened.ok_or_else(|| MountError::Serve(io::Error::other("served before it was opened")))?;
-        let background = confined(&confinement, Role::Worker, || Background::start(&opened, &runtime));
+        let background = confined(&confinement, Role::Worker, || Background::new(&opened.live, &runtime));
         let background = background.map_err(|error| MountError::Open(error.into()))?;
         let manager = request.service.manager.clone();
         let held = Arc::clone(&confinement);
@@ -169,16 +169,17 @@ pub(super) fn mount(
         let service = confined(&confinement, Role::Control, || service::start(fresh, beside));
         let kept_by = Arc::clone(&report);
         Ok(move || {
+            // Its lines are in the log, which whoever has waited for the mount does not see.
+            background.begin(&opened);
             let ended = session.run();
             background.stop();
             wait_until_kept(&kept_by);
             drop(service);
+            tracing::info!("ended: {}", summary(&kept_by));
             ended
         })
     };
-    let ended = crate::mount::mount(&request, open, serve);
-    tracing::info!(?report, "ended");
-    ended.map(drop)
+    crate::mount::mount(&request, open, serve).map(drop)
 }
 
 /// Takes the secrets in what was typed out of the arguments, which everybody can read for as long as the mount lives.

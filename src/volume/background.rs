@@ -96,12 +96,11 @@ impl Touches for Watch {
 }
 
 impl Background {
-    /// Starts what the settings of a volume say, for the parts that are open and those that will be.
+    /// Makes ready what the settings of a volume say; [`Self::begin`] begins it.
     ///
     /// # Errors
     /// A profile is to be recorded, and its file cannot be made, or the volume has no chunks to record.
-    pub fn start(volume: &LiveVolume, runtime: &Handle) -> Result<Self, OpenError> {
-        let live = &volume.live;
+    pub fn new(live: &Arc<Live>, runtime: &Handle) -> Result<Self, OpenError> {
         let MountConfig { ahead, sources, memory_bytes, .. } = live.config();
         let watch = Arc::new(Watch::default());
         let pace = Arc::new(Pace::new(ahead.warm_rate_bytes));
@@ -138,10 +137,16 @@ impl Background {
             runtime: runtime.clone(),
             tasks: Mutex::default(),
         });
+        Ok(Self { shared })
+    }
+
+    /// Begins it, for the parts of the volume that are open and those that will be. What is said of it goes to where lines of the log go then.
+    pub fn begin(&self, volume: &LiveVolume) {
+        let (shared, live) = (&self.shared, &volume.live);
         if shared.watch.recorder.get().is_some() {
             shared.spawn(write_regularly(Arc::clone(&shared.watch)));
         }
-        let observer: Arc<dyn PartObserver> = Arc::<Shared>::clone(&shared);
+        let observer: Arc<dyn PartObserver> = Arc::<Shared>::clone(shared);
         live.observe(&observer);
         if !shared.wishes.is_empty() && tour::is_changeable(&*volume.volume, ROOT_INO) {
             let tour = Tour {
@@ -153,7 +158,6 @@ impl Background {
             };
             shared.spawn(tour.run());
         }
-        Ok(Self { shared })
     }
 
     /// Ends all of it; a recording is put into its place.

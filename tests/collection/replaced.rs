@@ -337,7 +337,8 @@ fn a_part_that_is_opened_again_has_one_profile_at_a_time() {
     manners.hangs_profiles.store(true, Ordering::SeqCst);
     let server = serve(ground.index.clone(), &manners);
     let open = Open::new(&server.url(), |config| config.memory_bytes = 2 << 20);
-    let background = Background::start(&open.live, open.runtime.handle()).unwrap();
+    let background = Background::new(&open.live.live, open.runtime.handle()).unwrap();
+    background.begin(&open.live);
     let numbers: Vec<u64> = (0..41).map(|i| open.ino(&format!("vm{i}"))).collect();
     let asked = |name: &str| server.requests().iter().filter(|request| request.line.ends_with(name)).count();
     assert_eq!(open.read(numbers[0], 0, 10).map(|read| read.len()), Ok(10));
