@@ -106,7 +106,8 @@ pub fn switch(destination: Destination) {
     set_current(Some(Way::Direct(Arc::new(destination))));
 }
 
-/// Has panics told of where lines go, unless that is standard error, where they are told of anyway.
+/// Has panics told of as a line of the log, once [`switch`] or [`write_behind`] says where lines go; before that on standard error, as
+/// ever.
 fn hear_panics() {
     thread_local! {
         static IS_TELLING: Cell<bool> = const { Cell::new(false) };

@@ -1,7 +1,7 @@
 //! Warming into a backing file: it outlasts a disk that is full or fails for a while, and says in the end what is in the file.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::mount::MsFlags;
 
@@ -49,15 +49,20 @@ fn a_warming_waits_for_room_on_a_full_disk() {
     assert!(fs::read(&backing).unwrap() == ground.content, "the backing file has other bytes");
 }
 
+/// An empty backing file on a disk, which has the names of its files whatever happens then.
+fn new_backing_on(disk: &ThinDisk, ground: &Ground) -> PathBuf {
+    let backing = disk.path.join("backing");
+    let option = format!("backing={}", backing.display());
+    assert!(mount_with(&ground.index, Some(&ground.store), &ground.mountpoint, &["-o", &option]).unwrap().end());
+    nix::unistd::syncfs(fs::File::open(&disk.path).unwrap()).unwrap();
+    backing
+}
+
 #[test]
 fn a_warming_brings_to_the_disk_what_a_flush_could_not() {
     let Some(ground) = Ground::new(12_000_000) else { return };
     let Some(disk) = ThinDisk::new(&ground) else { return };
-    let (backing, log) = (disk.path.join("backing"), ground.scratch.join("log"));
-    // The names of the new files are on the disk before it is full.
-    let option = format!("backing={}", backing.display());
-    assert!(mount_with(&ground.index, Some(&ground.store), &ground.mountpoint, &["-o", &option]).unwrap().end());
-    nix::unistd::syncfs(fs::File::open(&disk.path).unwrap()).unwrap();
+    let (backing, log) = (new_backing_on(&disk, &ground), ground.scratch.join("log"));
     disk.set_full(true);
     let mounted = warm(&ground, &ground.mountpoint, &backing, &log);
     wait_until("the flush fails", || has_logged(&log, "what was written since the last flush is fetched again"));
@@ -77,10 +82,7 @@ fn a_warming_brings_to_the_disk_what_a_flush_could_not() {
 fn what_a_flush_could_not_bring_to_the_disk_and_no_store_has_any_more_is_told() {
     let Some(ground) = Ground::new(12_000_000) else { return };
     let Some(disk) = ThinDisk::new(&ground) else { return };
-    let (backing, log) = (disk.path.join("backing"), ground.scratch.join("log"));
-    let option = format!("backing={}", backing.display());
-    assert!(mount_with(&ground.index, Some(&ground.store), &ground.mountpoint, &["-o", &option]).unwrap().end());
-    nix::unistd::syncfs(fs::File::open(&disk.path).unwrap()).unwrap();
+    let (backing, log) = (new_backing_on(&disk, &ground), ground.scratch.join("log"));
     let ids = run(caifs().arg("list-chunks").arg(&ground.index)).ok().text();
     let first = ids.lines().next().unwrap();
     disk.set_full(true);
