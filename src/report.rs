@@ -82,7 +82,7 @@ pub struct Report {
     pub ops: [Counter; OPS.len()],
     /// From a read's arrival to its answer.
     pub read_latency: Histogram,
-    /// Batches of chunks that are verified and kept on disk now.
+    /// Batches of chunks that are verified and kept on disk now, and chunks that are written to a store that serves as cache.
     pub being_kept: Gauge,
     /// Requests of the kernel that wait for something else than memory.
     pub requests_in_flight: Gauge,

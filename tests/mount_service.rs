@@ -25,6 +25,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use crate::support::mounted::is_running;
 use server::{Behaviour, CONTENT, Wanted};
 
 /// Nothing in these tests takes as long; what does hangs.
@@ -128,12 +129,6 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Whether a process that is not our child runs; one that has ended may wait for its new parent to look.
-fn is_running(pid: Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
-}
-
 fn hello(mountpoint: &Path) -> Vec<u8> {
     fs::read(mountpoint.join("hello")).expect("the file of the test file system")
 }
@@ -170,7 +165,7 @@ fn the_mount_table_shows_type_source_and_flags_as_asked_for() {
         let bdi = format!("/sys/class/bdi/{}:{}/read_ahead_kb", entry.id.major, entry.id.minor);
         assert_eq!(fs::read_to_string(bdi).expect("bdi").trim(), READ_AHEAD_KIB.to_string());
         umount2(&ground.mountpoint(), MntFlags::empty()).expect("an idle mount is unmounted");
-        until("the process ends when its mount has gone", || !is_running(pid));
+        until("the process ends when its mount has gone", || !is_running(pid.as_raw()));
     }
 }
 
@@ -269,13 +264,13 @@ fn a_busy_mount_goes_out_of_sight_and_serves_its_last_user() {
         kill(pid, Signal::SIGHUP).expect("kill");
         kill(pid, signal).expect("kill");
         until("it is out of sight", || ground.mounted().is_none());
-        assert!(is_running(pid));
+        assert!(is_running(pid.as_raw()));
         let mut content = Vec::new();
         user.rewind().expect("rewind");
         user.read_to_end(&mut content).expect("read by the last user");
         assert_eq!(content, CONTENT);
         drop(user);
-        until("the process ends with its last user", || !is_running(pid));
+        until("the process ends with its last user", || !is_running(pid.as_raw()));
     }
 }
 
@@ -301,9 +296,9 @@ fn a_mount_in_use_survives_whoever_ends_services_and_ends_by_sigint_after_that()
         until("it is taken", || !is_waiting(pid, signal));
         read().expect("it is served on");
     }
-    assert!(is_running(pid));
+    assert!(is_running(pid.as_raw()));
     kill(pid, Signal::SIGINT).expect("kill");
-    until("the process ends", || !is_running(pid));
+    until("the process ends", || !is_running(pid.as_raw()));
     assert!(read().is_err(), "nobody serves the user any more");
 }
 
@@ -364,11 +359,10 @@ fn a_process_that_is_never_ready_is_ended_in_time() {
     let mut wanted = Wanted::new("x", ground.mountpoint());
     wanted.behaviour = Behaviour::OpenIsSlow;
     wanted.timeout = Duration::from_millis(500);
-    let begun = Instant::now();
     let output = finish(&wanted);
     assert_eq!(output.status.code(), Some(32));
     assert!(stderr(&output).ends_with(": not ready within 0.5 s\n"), "{}", stderr(&output));
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(ground.mounted(), None);
 }
 
 #[test]
@@ -390,7 +384,7 @@ fn nothing_stays_mounted_when_the_caller_is_killed_while_waiting() {
     kill(Pid::from_raw(caller.id().cast_signed()), Signal::SIGKILL).expect("kill");
     // The output ends with the child, which holds it until it is ready.
     output_of(caller);
-    until("the child ends", || !is_running(child));
+    until("the child ends", || !is_running(child.as_raw()));
     assert_eq!(ground.mounted(), None);
 }
 
@@ -467,7 +461,9 @@ pub fn users_may_open_fuse() -> bool {
 
 /// Runs one test again where /dev/fuse is open to everybody.
 pub fn run_with_open_fuse(test: &str) {
-    let script = r#"mount -t tmpfs none "$1"; mknod -m 666 "$1/fuse" c 10 229; mount --bind "$1/fuse" /dev/fuse
+    // Mounts of other tests would live as long as this place.
+    let script = r#"timeout 10 umount -l -c -a -t fuse.caifs || :
+        mount -t tmpfs none "$1"; mknod -m 666 "$1/fuse" c 10 229; mount --bind "$1/fuse" /dev/fuse
         exec "$2" --exact "$3" --nocapture"#;
     let directory = tempfile::tempdir().expect("temporary directory");
     let mut command = Command::new("unshare");
@@ -525,7 +521,7 @@ fn a_user_mounts_through_fusermount3() {
             Some(signal) => kill(pid, signal).expect("kill"),
             None => umount2(&ground.mountpoint(), MntFlags::empty()).expect("umount"),
         }
-        until("the process ends", || !is_running(pid));
+        until("the process ends", || !is_running(pid.as_raw()));
         if signal != Some(Signal::SIGKILL) {
             until("unmounted", || ground.mounted().is_none());
         }

@@ -10,7 +10,7 @@ use super::fetch::Permit;
 use crate::chunk::Chunk;
 use crate::chunk::codec::{self, Form};
 use crate::digest::ChunkId;
-use crate::report::Report;
+use crate::report::{Gauge, Report};
 use crate::store::{Put, StoreError, Stored, WriteStore};
 
 /// Writes verified chunks to a store, behind the readers' backs.
@@ -61,6 +61,7 @@ impl Keeper {
             }
         };
         let (keeper, permit) = (Arc::clone(self), Arc::clone(permit));
+        let being_kept = Gauge::enter_owned(&self.report, |report| &report.being_kept);
         Handle::current().spawn(async move {
             let written = match tokio::time::timeout(MAX_WRITE, keeper.write(&store, chunk.id(), stored)).await {
                 Ok(written) => written,
@@ -81,7 +82,7 @@ impl Keeper {
                     }
                 }
             }
-            drop(permit);
+            drop((being_kept, permit));
         });
     }
 

@@ -28,6 +28,9 @@ use crate::volume::warm::{self, ByteRange, Tally, Warming, Wish, work};
 /// How often the progress is shown.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
 
+/// How often it is looked whether all that was fetched has been kept.
+const KEPT_EVERY: Duration = Duration::from_millis(2);
+
 /// Arguments of `warm`.
 #[derive(Debug, clap::Args)]
 pub struct WarmArgs {
@@ -106,6 +109,10 @@ pub fn run(args: &WarmArgs) -> Result<()> {
     writeln!(io::stdout(), "{name}: {summary}")?;
     if n_failed > 0 {
         bail!("{name}: {n_failed} could not be had: {}", tally.failures().join("; "));
+    }
+    // What was read on the way to a path is kept after that.
+    while report.being_kept.get() > 0 {
+        std::thread::sleep(KEPT_EVERY);
     }
     // A cache that is too small has evicted the first again, or has not taken the last.
     let mut n_lost = 0;

@@ -17,11 +17,12 @@ use tokio::runtime::Handle;
 use super::answer::{Answerer, Asked, Refuse};
 use super::convert::{file_attr, file_type};
 use super::gate::Gate;
+use super::late::{LateReads, Reading};
 use super::listing::Listings;
 use super::passthrough::Opens;
 use super::requests::Requests;
 use crate::report::Report;
-use crate::volume::{Attr, FOREVER, ROOT_INO, Volume};
+use crate::volume::{Attr, EioSite, FOREVER, ROOT_INO, Volume, VolumeError};
 
 /// Requests the kernel may have waiting in the background (read-ahead and asynchronous direct reads). With 64, a window of 16 MiB
 /// is in flight at 1 MiB a request and still some at 128 KiB.
@@ -35,6 +36,9 @@ const DIRENT_PLUS_BYTES: usize = 160;
 
 /// Bytes of a listing worth preparing: the buffer of glibc's readdir(3), which newer kernels pass on. (fuser does not tell the size.)
 const READDIR_BYTES: usize = 32 << 10;
+
+/// The part of a request's time after which a failure is late: half of it, so that two that are not take no longer than one may.
+const LATE_SHARE: u32 = 2;
 
 /// Listing offsets of `.` and `..`; those of the volume come after.
 const N_DOTS: u64 = 2;
@@ -55,6 +59,7 @@ pub(super) struct Adapter {
     passthrough: Option<bool>,
     opens: Opens,
     listings: Arc<Listings>,
+    late_reads: Arc<LateReads>,
     /// The kernel goes without OPENDIR once it is told ENOSYS.
     no_opendir: bool,
 }
@@ -88,6 +93,7 @@ impl Adapter {
             passthrough,
             opens: Opens::unknown(),
             listings: Arc::new(Listings::new(false)),
+            late_reads: Arc::default(),
             no_opendir: false,
         }
     }
@@ -169,17 +175,31 @@ impl Filesystem for Adapter {
         _fh: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let report = Arc::clone(&self.report);
+        let bytes = offset..offset.saturating_add(size.into());
+        let reading = (flags.0 & libc::O_DIRECT == 0)
+            .then(|| self.late_reads.begin(ino.0, bytes.clone(), self.answerer.io_timeout() / LATE_SHARE));
+        let is_again = reading.is_some() && self.late_reads.take(ino.0, bytes);
         ask!(
             self,
             "read",
             (ino.0, offset, size),
             reply,
-            |volume| volume.read(ino.0, offset, size),
+            |volume| async move {
+                if is_again {
+                    return Err(VolumeError::io(
+                        EioSite::Deadline,
+                        "a read that failed late is not tried again at once",
+                    ));
+                }
+                let content = volume.read(ino.0, offset, size).await?;
+                reading.map(Reading::succeed);
+                Ok(content)
+            },
             move |reply: ReplyData, content| {
                 report.read_bytes.add(content.len() as u64);
                 reply.data(&content);

@@ -5,7 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use fuser::Errno;
 use futures_util::FutureExt;
@@ -71,6 +71,11 @@ type Caught<T> = Result<Result<T, VolumeError>, Box<dyn std::any::Any + Send>>;
 impl Answerer {
     pub(super) fn new(runtime: Handle, requests: Arc<Requests>, report: Arc<Report>, gate: Arc<Gate>) -> Self {
         Self { runtime, requests, report, gate }
+    }
+
+    /// By when a request is answered that comes now.
+    pub(super) fn io_timeout(&self) -> Duration {
+        self.requests.io_timeout()
     }
 
     /// Polls the future once on this thread. What is ready is sent at once; else reply and future move into a task.
@@ -174,7 +179,6 @@ fn finish<T, R: Refuse>(report: &Report, done: Done<'_>, outcome: Caught<T>, rep
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::sync::mpsc;
-    use std::time::Duration;
 
     use super::*;
 

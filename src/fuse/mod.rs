@@ -3,7 +3,7 @@
 //! * [`serve`] answers the kernel's first request and gives a [`Session`]; [`Session::run`] serves until the mount is gone.
 //! * `adapter` has one function for each request; `answer` replies at once or moves the reply into a task; `convert` turns our
 //!   types into fuser's; `passthrough` lets the kernel read complete local copies itself; `listing` leaves attributes out where nobody uses
-//!   them.
+//!   them; `late` keeps the kernel's second try of a read from waiting as long again.
 //! * [`handover`]: a connection that outlives its process; [`gate`]: the end of taking requests.
 //! * [`requests`] are those under way, [`trace`] writes down all of them.
 //!
@@ -15,6 +15,7 @@ mod answer;
 mod convert;
 pub mod gate;
 pub mod handover;
+mod late;
 mod listing;
 mod passthrough;
 pub mod requests;

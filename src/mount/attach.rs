@@ -250,9 +250,27 @@ pub fn check(given: &Path) -> Result<(), MountError> {
 /// # Errors
 /// It is mounted and does not answer.
 pub fn is_mounted(given: &Path, source: &OsStr) -> Result<bool, MountError> {
+    answers(given, |entry| entry.source == source)
+}
+
+/// Makes sure that a mount of ours that is there answers, or is dead. To be called before any other thread exists: where one of its
+/// threads waits for a mount that hangs, a process cannot end, and whoever reads what it says would wait for it.
+///
+/// # Errors
+/// It does not answer.
+pub(super) fn check_answers(given: &Path) -> Result<(), MountError> {
+    match answers(given, |_| true) {
+        // In a process that has threads already.
+        Err(MountError::System { .. }) => Ok(()),
+        told => told.map(drop),
+    }
+}
+
+/// Whether there is a certain mount of ours, and it is served.
+fn answers(given: &Path, is_it: impl Fn(&MountEntry) -> bool) -> Result<bool, MountError> {
     let Ok(mountpoint) = given.canonicalize() else { return Ok(false) };
-    let is_it = |entry: &MountEntry| entry.is_ours() && entry.source == source;
-    if !MountTable::read().is_ok_and(|table| table.at(&mountpoint).is_some_and(is_it)) {
+    let is_ours = |entry: &MountEntry| entry.is_ours() && is_it(entry);
+    if !MountTable::read().is_ok_and(|table| table.at(&mountpoint).is_some_and(is_ours)) {
         return Ok(false);
     }
     // Asked by a process: a thread that waits would be in the way of a later fork.

@@ -30,11 +30,11 @@ const FAILED: u8 = b'F';
 /// The longest reason a caller listens to, in bytes.
 const MAX_REASON_BYTES: usize = 64 << 10;
 
-/// How long a child that is too late has to clean up before it is killed.
+/// How long a child has to clean up and end: one that is too late is killed then.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often a child that was told to end is looked at.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// How often a child that is to end is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Exit code of a process that panicked, as mount(8)'s "internal bug".
 pub const INTERNAL_BUG: u8 = 4;
@@ -116,7 +116,8 @@ fn send_failure(mut caller: &UnixStream, exit_code: u8, reason: &str) {
     let message = [&[FAILED, exit_code], reason.as_bytes()].concat();
     // Nobody may be there any more, which changes nothing.
     let _ = caller.write_all(&message);
-    // The end of the answer: a thread that waits for something that hangs can keep this process from ending.
+    // A thread that waits for something that hangs can keep this process from ending: nobody is to wait for it.
+    let _ = let_go_of_streams();
     let _ = caller.shutdown(Shutdown::Both);
 }
 
@@ -183,6 +184,8 @@ fn wait_for_answer(
     match message.as_slice() {
         [READY, ..] => Ok(child.as_raw()),
         [FAILED, exit_code, reason @ ..] => {
+            // What it held is free when the caller tries again.
+            has_ended(child);
             Err(MountError::Reported { exit_code: *exit_code, reason: String::from_utf8_lossy(reason).into_owned() })
         }
         _ => Err(MountError::Background(match waitpid(child, None) {
@@ -235,13 +238,20 @@ fn read_answer(answer: &mut UnixStream, deadline: Instant, signals: &SignalFd) -
 fn end(child: Pid) {
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         let _ = kill(child, signal);
-        let deadline = Instant::now() + PATIENCE;
-        // One that waits for something that hangs may never end, and is not waited for.
-        while Instant::now() < deadline {
-            match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) => std::thread::sleep(LOOK_INTERVAL),
-                _ => return,
-            }
+        if has_ended(child) {
+            return;
         }
     }
+}
+
+/// Waits for the end of a child, for a bounded time: one that waits for something that hangs may never end.
+fn has_ended(child: Pid) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => std::thread::sleep(LOOK_INTERVAL),
+            _ => return true,
+        }
+    }
+    false
 }

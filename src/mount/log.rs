@@ -106,17 +106,19 @@ pub fn switch(destination: Destination) {
     set_current(Some(Way::Direct(Arc::new(destination))));
 }
 
+thread_local! {
+    /// Whether a panic on this thread is being told of, or is one of the log itself.
+    static IS_TELLING: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Has panics told of as a line of the log, once [`switch`] or [`write_behind`] says where lines go; before that on standard error, as
 /// ever.
 fn hear_panics() {
-    thread_local! {
-        static IS_TELLING: Cell<bool> = const { Cell::new(false) };
-    }
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         let is_away = CURRENT.try_read().is_ok_and(|current| current.is_some());
-        // One in the log itself is not told of by the log.
-        if !is_away || IS_TELLING.replace(true) {
+        // One in the log itself is not told of by the log, nor one where the log does not take errors.
+        if !is_away || !tracing::enabled!(Level::ERROR) || IS_TELLING.replace(true) {
             return before(panic);
         }
         tracing::error!("{}", panic.to_string().replace('\n', " "));
@@ -149,6 +151,10 @@ pub(super) fn write_behind(enter: impl FnOnce() + Send + 'static) {
     let destination = Arc::new(Mutex::new(destination));
     let writer =
         Writer { destination: Arc::clone(&destination), folded: Folded::default(), n_lost: Arc::clone(&n_lost) };
+    let enter = || {
+        enter();
+        IS_TELLING.set(true);
+    };
     match Behind::start("caifs-log", MAX_WAITING, enter, writer) {
         Ok(lines) => set_current(Some(Way::Behind(Arc::new(Queue { lines, destination, has_time, n_lost })))),
         Err(error) => tracing::warn!("log lines are written by those who have them: {error}"),

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-use super::attach::{AttachRequest, READ_AHEAD_KIB, attach, prepare};
+use super::attach::{AttachRequest, READ_AHEAD_KIB, attach, check_answers, prepare};
 use super::daemon::{Ready, in_background};
 use super::detach::How;
 use super::log::{self, Destination};
@@ -110,7 +110,9 @@ where
     R: FnOnce() -> io::Result<()> + Send,
 {
     log::set_level(request.service.config.service.log_level);
-    let outcome = open_log(request).and_then(|log| match request.place {
+    // One that is to be gone on with waits for us to answer.
+    let checked = if request.service.has_kept() { Ok(()) } else { check_answers(&request.mountpoint) };
+    let outcome = checked.and_then(|()| open_log(request)).and_then(|log| match request.place {
         Place::Foreground => service(request, log, open, serve, Ready::foreground()).map(|()| MountOutcome::Ended),
         Place::Background => in_background(request.ready_timeout, |ready| service(request, log, open, serve, ready))
             .map(|pid| MountOutcome::Background { pid }),

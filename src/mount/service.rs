@@ -52,6 +52,11 @@ impl Descriptors {
 }
 
 impl Service {
+    /// Whether the service manager kept something that has not been taken yet.
+    pub(super) fn has_kept(&self) -> bool {
+        !self.descriptors().kept.is_empty()
+    }
+
     /// What the service manager kept; the second time, nothing.
     pub(super) fn take_kept(&self) -> Vec<(String, OwnedFd)> {
         std::mem::take(&mut self.descriptors().kept)

@@ -62,7 +62,7 @@ impl<T: Send + 'static> Behind<T> {
         let asked = Arc::clone(&is_to_reopen);
         let thread = std::thread::Builder::new().name(thread_name.into()).spawn(move || {
             enter();
-            run(&mut sink, &received, &asked);
+            run(&mut sink, &received, max_waiting, &asked);
         })?;
         Ok(Self { queue, is_to_reopen, writer: Mutex::new(Some(thread)) })
     }
@@ -98,7 +98,7 @@ impl<T: Send + 'static> Behind<T> {
     }
 }
 
-fn run<T>(sink: &mut impl Sink<T>, received: &Receiver<Message<T>>, is_to_reopen: &AtomicBool) {
+fn run<T>(sink: &mut impl Sink<T>, received: &Receiver<Message<T>>, max_waiting: usize, is_to_reopen: &AtomicBool) {
     loop {
         let message = match sink.due() {
             Some(due) => received.recv_timeout(due),
@@ -111,7 +111,15 @@ fn run<T>(sink: &mut impl Sink<T>, received: &Receiver<Message<T>>, is_to_reopen
             Ok(Message::Item(item)) => sink.write(item),
             Ok(Message::Look) => {}
             Err(RecvTimeoutError::Timeout) => sink.flush(false),
-            Ok(Message::End) | Err(RecvTimeoutError::Disconnected) => return sink.flush(true),
+            Ok(Message::End) | Err(RecvTimeoutError::Disconnected) => {
+                // What came while the end was asked for; no more than has room, lest the end never comes.
+                for message in received.try_iter().take(max_waiting) {
+                    if let Message::Item(item) = message {
+                        sink.write(item);
+                    }
+                }
+                return sink.flush(true);
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A number that goes up and down: how many are inside of something now, or how much there is.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How many are inside, or how much there is, now.
@@ -11,6 +12,12 @@ impl Gauge {
     pub fn enter(&self) -> Inside<'_> {
         self.0.fetch_add(1, Ordering::Relaxed);
         Inside(self)
+    }
+
+    /// The same for what outlives the caller: of a gauge that is a part of something shared.
+    pub fn enter_owned<T>(owner: &Arc<T>, gauge: fn(&T) -> &Self) -> InsideOwned<T> {
+        gauge(owner).add(1);
+        InsideOwned { owner: Arc::clone(owner), gauge }
     }
 
     /// Adds to the number.
@@ -37,6 +44,20 @@ pub struct Inside<'a>(&'a Gauge);
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One that is inside, wherever it goes.
+#[derive(Debug)]
+#[must_use = "it counts only until it is dropped"]
+pub struct InsideOwned<T> {
+    owner: Arc<T>,
+    gauge: fn(&T) -> &Gauge,
+}
+
+impl<T> Drop for InsideOwned<T> {
+    fn drop(&mut self) {
+        (self.gauge)(&self.owner).sub(1);
     }
 }
 

@@ -328,10 +328,12 @@ impl PartWork {
         blob.cache().set_touches(Arc::<Watch>::clone(&self.watch));
         let memory_bytes = blob.cache().ahead().map_or(0, |budget| budget.max_bytes());
         let tally = Tally::default();
-        // What is to be warmed must not wait for readers who may never come.
-        let ahead = Ahead { memory_bytes, waits_for_readers: self.wishes.is_empty() };
-        replay(blob, wants, &follow, ahead, &self.warming, &tally).await;
-        self.conclude(&format!("{location}: replayed"), &tally, "");
+        // What is to be warmed, and can be, must not wait for readers who may never come.
+        let is_last = self.wishes.is_empty() || warm::check(&Blob::Chunked(blob.clone())).await.is_err();
+        let ahead = Ahead { memory_bytes, waits_for_readers: is_last };
+        let is_whole = replay(blob, wants, &follow, ahead, &self.warming, &tally).await;
+        let rest = if is_whole { "" } else { "; the rest of the profile is left to what is to be warmed" };
+        self.conclude(&format!("{location}: replayed"), &tally, rest);
     }
 
     async fn warm(&self, part: &Part) {

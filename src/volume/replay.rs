@@ -91,7 +91,7 @@ pub struct Ahead {
 }
 
 /// Fetches chunks in their order, until all are there or the stores fail for good. `follow` is told of what the readers touch
-/// meanwhile.
+/// meanwhile. `false` if it ended early, since nobody is to be waited for.
 pub async fn replay(
     blob: &ChunkedBlob,
     wants: Vec<Want>,
@@ -99,7 +99,7 @@ pub async fn replay(
     ahead: Ahead,
     warming: &Warming,
     tally: &Tally,
-) {
+) -> bool {
     let for_purpose = |into_memory| {
         let purpose = Purpose::Warm(Warmth { pace: warming.pace.clone(), into_memory, is_urgent: true });
         match Blob::Chunked(blob.clone()).for_purpose(purpose) {
@@ -137,12 +137,12 @@ pub async fn replay(
         }
         let is_stuck = !has_room && !is_kept && !ahead.waits_for_readers;
         if under_way.is_empty() && (order.is_over(is_kept) || is_stuck) {
-            return;
+            return order.is_over(is_kept);
         }
         tokio::select! {
             Some(went_well) = under_way.next() => {
                 if !went_well && warming.gives_up {
-                    return;
+                    return true;
                 }
             }
             () = moved => {}
@@ -276,7 +276,7 @@ mod tests {
         let (blob, wants, asked) = setting(200, Fault::None);
         let follow = Follow::new(&wants);
         let (warming, tally) = (Warming::default(), Tally::default());
-        replay(&blob, wants, &follow, ahead(16 * CHUNK_BYTES, false), &warming, &tally).await;
+        assert!(!replay(&blob, wants, &follow, ahead(16 * CHUNK_BYTES, false), &warming, &tally).await);
         let n_asked = asked.lock().unwrap().len();
         assert!((16..=16 + BATCH_CHUNKS).contains(&n_asked), "{n_asked}");
     }
@@ -299,7 +299,7 @@ mod tests {
                 follow.touched(want.id);
             }
         };
-        tokio::join!(replayed, reader);
+        assert!(tokio::join!(replayed, reader).0);
         assert_eq!((n_asked(), tally.n_fetched.get()), (200, 200), "each once");
     }
 

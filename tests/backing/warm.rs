@@ -7,7 +7,7 @@ use nix::mount::MsFlags;
 
 use super::disk::{ThinDisk, mount_logged};
 use super::{Ground, mount_fs, present, wait_until};
-use crate::mount::mount_with;
+use crate::mount::{mount_with, n_fetches};
 use crate::support::mounted::Mounted;
 use crate::support::run::{caifs, run};
 
@@ -87,9 +87,10 @@ fn what_a_flush_could_not_bring_to_the_disk_and_no_store_has_any_more_is_told() 
     let first = ids.lines().next().unwrap();
     disk.set_full(true);
     let mounted = warm(&ground, &ground.mountpoint, &backing, &log);
-    wait_until("the flush fails", || has_logged(&log, "what was written since the last flush is fetched again"));
-    // What was filled first was lost; nothing is fetched again before a second is over.
+    // What is filled first will be lost, and will not be fetched again before a second is over.
+    wait_until("much is fetched", || n_fetches(&ground.mountpoint) > 40);
     fs::remove_file(ground.store.join(&first[..4]).join(format!("{first}.cacnk"))).unwrap();
+    wait_until("the flush fails", || has_logged(&log, "what was written since the last flush is fetched again"));
     disk.set_full(false);
     let (line, n_present, n_chunks) = end_of_warming(&log);
     assert_eq!(n_present + 1, n_chunks, "{line}");

@@ -1,8 +1,10 @@
 //! What `caifs umount` waits for: the end of the process that served the very mount that was meant. And who mounts where a mount hangs.
 
 use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use caifs::mount::attach::{AttachRequest, attach};
@@ -11,6 +13,7 @@ use caifs::mount::detach::{How, mounted_at, unmount};
 use caifs::mount::options::VfsFlags;
 use caifs::mount::{MountError, Mounted as Attached};
 use caifs::volume::FileKind;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -111,27 +114,65 @@ fn a_mount_in_a_mount_is_asked_and_its_process_waited_for() {
     assert!(inner.end() && outer.end());
 }
 
+/// Answers how the kernel begins, and then reads what it asks and answers nothing: who asks cannot be killed from then on.
+fn serve_nothing(fd: &OwnedFd, is_over: &AtomicBool) {
+    const INIT: [u32; 2] = [26, 7];
+    let mut request = vec![0; 1 << 20];
+    while !is_over.load(Ordering::SeqCst) {
+        let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, PollTimeout::from(20u8)) != Ok(1) {
+            continue;
+        }
+        let Ok(n_bytes) = nix::unistd::read(fd, &mut request) else { return };
+        let word = |at: usize| u32::from_ne_bytes(request[at..at + 4].try_into().unwrap());
+        assert!(n_bytes >= 40);
+        if [word(4), word(40)] == INIT {
+            // Length, no error, and the number of the request; then version 7.31, and no more than what must be.
+            let mut reply = [80u32.to_ne_bytes(), [0; 4]].concat();
+            reply.extend_from_slice(&request[8..16]);
+            for number in [7u32, 31, 0, 0, 0, 4096, 1] {
+                reply.extend_from_slice(&number.to_ne_bytes());
+            }
+            reply.resize(80, 0);
+            nix::unistd::write(fd, &reply).unwrap();
+        }
+    }
+}
+
 #[test]
 fn who_mounts_over_a_mount_that_hangs_is_told_so() {
     if !can_mount() {
         return;
     }
     let scratch = Scratch::new();
-    let mnt = scratch.dir("mnt");
+    let (mnt, index) = (scratch.dir("mnt"), scratch.join("other.caibx"));
+    let (store, source) = (scratch.dir("s.castr"), scratch.file("source", b"content"));
+    run(caifs().arg("make").arg("-s").arg(&store).arg(&index).arg(source)).ok();
     let hanging = attach_unserved(&mnt, "http://h/x.caibx").unwrap();
     let wanted = format!("mountpoint {}: the process of the mount there does not answer within 10 s", mnt.display());
+    let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // Whoever finds by himself whether it is mounted already, and whoever mounts.
+        let server = scope.spawn(|| serve_nothing(&hanging.fd, &is_over));
+        // Whoever finds by himself whether it is mounted already, and whoever mounts, and reads to its end what is said.
         let helper = scope.spawn(|| {
             let mut helper = caifs();
             helper.arg0("mount.caifs").arg("http://user:secret@h/x.caibx").arg(&mnt).env("HOME", "/nonexistent");
             run(&mut helper).fails()
         });
+        let mount = |args: &'static [&str]| {
+            let (mnt, index, store) = (&mnt, &index, &store);
+            scope.spawn(move || run(caifs().arg("mount").args(args).arg(index).arg(mnt).arg("-s").arg(store)).fails())
+        };
+        let others = [mount(&[]), mount(&["-f"])];
         let refused = attach_unserved(&mnt, "other").unwrap_err().to_string();
         assert!(refused.starts_with(&wanted), "{refused}");
-        let refused = helper.join().unwrap();
-        assert_eq!(refused.status.code(), Some(32), "{}", refused.stderr);
-        assert!(refused.error_line().contains(&wanted) && !refused.stderr.contains("secret"), "{}", refused.stderr);
+        for refused in [helper].into_iter().chain(others) {
+            let refused = refused.join().unwrap();
+            assert_eq!(refused.status.code(), Some(32), "{}", refused.stderr);
+            assert!(refused.error_line().contains(&wanted) && !refused.stderr.contains("secret"), "{}", refused.stderr);
+        }
+        is_over.store(true, Ordering::SeqCst);
+        server.join().unwrap();
     });
     drop(hanging);
     assert!(!is_mountpoint(&mnt));

@@ -247,11 +247,14 @@ fn status_kib(pid: i32, field: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// Whether a process is there and not a zombie.
+/// Whether a process is there: one of its threads at least is no zombie, for what it holds is free only then.
 pub fn is_running(pid: i32) -> bool {
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    // The state follows the name, which is in parentheses and may hold anything. A zombie has ended.
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    threads.filter_map(Result::ok).any(|thread| {
+        let Ok(stat) = std::fs::read_to_string(thread.path().join("stat")) else { return false };
+        // The state follows the name, which is in parentheses and may hold anything.
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    })
 }
 
 fn wait_for_end(pids: &[i32], limit: Duration) -> bool {
