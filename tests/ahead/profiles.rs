@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::{Ground, until};
 use crate::cli::one_line;
-use crate::mount::can_mount;
+use crate::mount::{can_mount, n_fetches};
 use crate::support::blob::noise;
 use crate::support::mounted::Mounted;
 use crate::support::run::{caifs, run};
@@ -53,6 +53,30 @@ fn of_a_profile_that_is_too_long_for_the_memory_the_first_chunks_are_replayed() 
         fs::remove_file(log).unwrap();
         fs::remove_dir_all(&ground.cache).unwrap();
     }
+}
+
+#[test]
+fn a_replay_follows_its_readers_where_nothing_can_be_warmed() {
+    if !can_mount() {
+        return;
+    }
+    const N_MIB: usize = 24;
+    let Some(ground) = Ground::new() else { return };
+    let ids = ground.make("disk.caibx", &noise(N_MIB << 20));
+    let lines: String = ids.iter().map(|id| format!("7 {id}\n")).collect();
+    let profile = ground.scratch.file("p", format!("caifs-profile 1\n{lines}").as_bytes());
+    let log = ground.scratch.join("log");
+    let options = format!("memory=16M,warm=all,log={},profile={}", log.display(), profile.display());
+    let mut mount = ground.logged_mount(&log, &options);
+    let mounted = Mounted::by_command(mount.arg(ground.url("disk.caibx")).arg(&ground.mnt), &ground.mnt).unwrap();
+    for mib in 0..N_MIB as u64 {
+        touch(&ground, &[mib]);
+        until("it is where the reader is", || n_fetches(&ground.mnt) >= ids.len() as u64 * mib / N_MIB as u64);
+    }
+    until("it has ended", || fs::read_to_string(&log).unwrap().contains("p: replayed: "));
+    until("there is no cache", || fs::read_to_string(&log).unwrap().contains("nothing is warmed: "));
+    assert!(!fs::read_to_string(&log).unwrap().contains("the rest of the profile"));
+    assert!(mounted.end());
 }
 
 #[test]
