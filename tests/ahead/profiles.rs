@@ -66,7 +66,7 @@ fn a_replay_follows_its_readers_where_nothing_can_be_warmed() {
     let lines: String = ids.iter().map(|id| format!("7 {id}\n")).collect();
     let profile = ground.scratch.file("p", format!("caifs-profile 1\n{lines}").as_bytes());
     let log = ground.scratch.join("log");
-    let options = format!("memory=16M,warm=all,log={},profile={}", log.display(), profile.display());
+    let options = format!("memory=16M,log-level=info,warm=all,log={},profile={}", log.display(), profile.display());
     let mut mount = ground.logged_mount(&log, &options);
     let mounted = Mounted::by_command(mount.arg(ground.url("disk.caibx")).arg(&ground.mnt), &ground.mnt).unwrap();
     for mib in 0..N_MIB as u64 {
