@@ -239,9 +239,11 @@ pub(super) fn options(args: &MountArgs, unknown: Unknown) -> anyhow::Result<Type
     let options = settle(&|config| over(config, args, unknown), args.stores.access.config_file.as_deref())?;
     let again = Again::new(args)?;
     if options.remount {
+        // What they mean over those in force, the service knows.
         return Ok(Typed { location, source, options, again });
     }
     let sources = &options.config.sources;
+    sources.check()?;
     let mut places = sources.stores.clone();
     if places.is_empty() && !location.is_directory() {
         places.push(location.default_store());
