@@ -306,6 +306,34 @@ fn root_becomes_the_user_that_is_asked_for() {
     assert_eq!((metadata.uid(), metadata.mode() & 0o7777), (uid, 0o700), "a cache that is made is the user's alone");
     assert!(mounted.end());
 
+    // One that is the user's in what the user may not enter is of no use either, and it is not the one to be mended.
+    let (shut, link) = (ground.scratch.dir("shut"), ground.scratch.join("link"));
+    fs::set_permissions(&shut, fs::Permissions::from_mode(0o700)).unwrap();
+    let made = shut.join("cache");
+    symlink(&made, &link).unwrap();
+    let refused = |cache: &Path, cure: &str| {
+        let refused = run(&mut ground.background(&["--setuid", user, "--cache", cache.to_str().unwrap()])).fails();
+        let reason = format!("setuid: {user} cannot use the cache {}: Permission denied ({cure})", cache.display());
+        assert!(refused.error_line().ends_with(&reason), "{refused:?}");
+        assert!(!is_mountpoint(&ground.mnt));
+    };
+    let enter = |class: char| format!("{user} may not enter {0}: chmod {class}+x {0}", shut.display());
+    refused(&made, &enter('o'));
+    assert_eq!(fs::metadata(&made).unwrap().uid(), uid);
+    for cache in [&made, &link] {
+        refused(cache, &enter('o'));
+    }
+    chown(&shut, None, Some(uid)).unwrap();
+    refused(&made, &enter('g'));
+    chown(&shut, Some(uid), None).unwrap();
+    fs::set_permissions(&shut, fs::Permissions::from_mode(0o600)).unwrap();
+    refused(&made, &enter('u'));
+    fs::set_permissions(&shut, fs::Permissions::from_mode(0o700)).unwrap();
+    fs::set_permissions(&made, fs::Permissions::from_mode(0o500)).unwrap();
+    refused(&made, &format!("chmod u+rwx {}", made.display()));
+    fs::set_permissions(&made, fs::Permissions::from_mode(0o700)).unwrap();
+    assert!(ground.mount(&["--setuid", user, "--cache", link.to_str().unwrap()]).unwrap().end());
+
     let missing = run(&mut ground.background(&["--setuid", "no-such-user"])).fails();
     assert!(missing.error_line().ends_with("setuid: there is no user no-such-user"), "{missing:?}");
 }

@@ -255,7 +255,8 @@ fn perform(call: Call) -> Result<(), (String, u8)> {
     }
     // mount(8) cannot know it from the mount table, which has the source without its secrets.
     let refusal = |error: MountError| (format!("cannot mount {what} on {mountpoint}: {error}"), error.exit_code());
-    if source != typed.source && attach::is_mounted(&args.mountpoint, &source).map_err(refusal)? {
+    let is_new = !typed.options.remount;
+    if is_new && source != typed.source && attach::is_mounted(&args.mountpoint, &source).map_err(refusal)? {
         tell("is already mounted on");
         return Ok(());
     }

@@ -25,7 +25,7 @@ use crate::mount::privileges::{Confinement, Role};
 use crate::mount::run::{Opening, Served};
 use crate::mount::sandbox::SandboxPlan;
 use crate::mount::service::Descriptors;
-use crate::mount::{BoxError, MountError, MountRequest, Place, Service, shown_source};
+use crate::mount::{BoxError, MountError, MountRequest, Place, Service};
 use crate::report::{Report, summary};
 use crate::store::location::{FileLocation, Location, split_group, without_secrets};
 use crate::sys::{limit_heaps, replace_in_arguments};
@@ -80,7 +80,7 @@ pub(super) fn mount(
     descriptors: Descriptors,
 ) -> Result<(), MountError> {
     if options.options.remount {
-        return remount::run(&args, shown_source(&options.source), options.options.kernel);
+        return remount::run(&args, options.source, options.options.kernel);
     }
     let Typed { location, source, options, again } = options;
     hide_secrets(&args, &again);
@@ -239,9 +239,11 @@ pub(super) fn options(args: &MountArgs, unknown: Unknown) -> anyhow::Result<Type
     let options = settle(&|config| over(config, args, unknown), args.stores.access.config_file.as_deref())?;
     let again = Again::new(args)?;
     if options.remount {
+        // What they mean over those in force, the service knows.
         return Ok(Typed { location, source, options, again });
     }
     let sources = &options.config.sources;
+    sources.check()?;
     let mut places = sources.stores.clone();
     if places.is_empty() && !location.is_directory() {
         places.push(location.default_store());

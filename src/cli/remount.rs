@@ -12,7 +12,7 @@ use crate::mount::remount::{Remount, remount};
 /// Exit code of mount(8) for wrong arguments.
 const USAGE: u8 = 1;
 
-/// Changes the mount that the arguments name, which the mount table shows with this source. `kernel` is what they say to the kernel.
+/// Changes the mount that the arguments name, which is of this source. `kernel` is what they say to the kernel.
 pub fn run(args: &MountArgs, source: OsString, kernel: KernelOptions) -> Result<(), MountError> {
     let wrong = |error: anyhow::Error| MountError::Reported { exit_code: USAGE, reason: format!("{error:#}") };
     let all = given::all(args).map_err(wrong)?;

@@ -14,11 +14,11 @@ use hyper::http::request::Parts;
 use tokio::sync::{mpsc, oneshot};
 
 use super::given::Again;
-use crate::config::{MountConfig, ServiceConfig};
+use crate::config::ServiceConfig;
 use crate::fuse::requests::Requests;
 use crate::fuse::trace::Trace;
 use crate::mount::control::{self, MountedAt, Served, metrics, survey::Survey};
-use crate::mount::reload::{AroundReload, OnHangup, Reloader};
+use crate::mount::reload::{Admits, AroundReload, OnHangup, Reloader};
 use crate::mount::{BoxError, shown_source};
 use crate::report::Report;
 use crate::serve::http::{Answer, HttpConfig, Limits, Server, Service as HttpService};
@@ -63,9 +63,6 @@ impl Beside {
     }
 }
 
-/// Says of settings whether this process can be held to them, or why not.
-pub type Admits = Box<dyn Fn(&MountConfig) -> Result<(), String> + Send + Sync>;
-
 /// A mount that is about to be served.
 pub struct Fresh<'a> {
     /// As it was given.
@@ -100,11 +97,8 @@ pub fn start(fresh: Fresh<'_>, beside: Beside) -> Service {
     if let Some(trace) = &beside.trace {
         requests.set_trace(Arc::clone(trace));
     }
-    let read = Box::new(move |over: &[_]| {
-        let config = again.read(over).map_err(|error| format!("{error:#}"))?;
-        admits(&config).map(|()| config)
-    });
-    let reloader = Arc::new(Reloader::new(Arc::clone(live), Arc::clone(requests), read, around));
+    let read = Box::new(move |over: &[_]| again.read(over).map_err(|error| format!("{error:#}")));
+    let reloader = Arc::new(Reloader::new(Arc::clone(live), Arc::clone(requests), read, admits, around));
     let served = Arc::new(Served {
         source: shown_source(source),
         mountpoint: at.mountpoint,

@@ -82,7 +82,7 @@ pub fn apply(given: &[Given], config: &mut MountConfig) -> Result<()> {
     Ok(())
 }
 
-/// Puts what is below the flags below them, and reads the store file.
+/// Puts what is below the flags below them, and reads the store file. Whether they go together is for those who read with them.
 pub fn finish(mut config: MountConfig, configuration: Configuration) -> Result<MountConfig> {
     if let Some(path) = &config.store_file {
         let file = config::store_file(path)?;
@@ -96,9 +96,6 @@ pub fn finish(mut config: MountConfig, configuration: Configuration) -> Result<M
     }
     let flags = std::mem::take(Arc::make_mut(&mut sources.settings));
     sources.settings = Arc::new(flags.over(configuration.settings));
-    if sources.offline && sources.cache.is_none() {
-        bail!("offline needs a cache to read from (-c CACHE)");
-    }
     Ok(config)
 }
 
@@ -109,7 +106,9 @@ pub fn of_reading(flags: &StoreFlags) -> Result<MountConfig> {
     let mut config = MountConfig::default();
     config.sources.trust = mount_defaults(&configuration)?.sources.trust;
     apply(&flags.given(), &mut config)?;
-    finish(config, configuration)
+    let config = finish(config, configuration)?;
+    config.sources.check()?;
+    Ok(config)
 }
 
 /// The settings of a verb that reads an index and no chunk.

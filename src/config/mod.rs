@@ -123,6 +123,19 @@ pub struct SourceConfig {
     pub settings: Arc<StoreSettings>,
 }
 
+impl SourceConfig {
+    /// Whether there is something to read from.
+    ///
+    /// # Errors
+    /// No store is to be asked, and nothing is kept.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        match (self.offline, &self.cache) {
+            (true, None) => Err(ConfigError::new("offline needs a cache to read from (-c CACHE)")),
+            (true, Some(_)) | (false, _) => Ok(()),
+        }
+    }
+}
+
 /// How a mount behaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountConfig {

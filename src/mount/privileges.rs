@@ -11,11 +11,12 @@
 
 use std::ffi::CString;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::prctl::{set_keepcaps, set_no_new_privs};
-use nix::unistd::{AccessFlags, Gid, Uid, User, eaccess, geteuid, initgroups, setgid, setuid};
+use nix::unistd::{AccessFlags, Gid, Uid, User, eaccess, geteuid, getgroups, initgroups, setgid, setuid};
 
 use super::MountError;
 use super::control::paths::prepare as prepare_control;
@@ -199,18 +200,38 @@ impl Confinement {
     /// Looks as a worker does: this thread may more.
     fn check_cache(&self, cache: &Path, user: &User) -> Result<(), MountError> {
         let may_use = AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK;
+        // Where links lead first: a link in the way of what is shut off would be named in its place.
+        let real = cache.canonicalize().unwrap_or_else(|_| cache.to_owned());
         let seen = std::thread::scope(|scope| {
             let look = || {
                 self.enter(Role::Worker);
-                eaccess(cache, may_use)
+                let is_shut = |path: &&Path| eaccess(*path, AccessFlags::X_OK).is_err();
+                // The last one is the topmost, and all below it are out of reach because of it.
+                let shut = |path: &Path| path.ancestors().skip(1).filter(is_shut).last().map(Path::to_owned);
+                eaccess(cache, may_use).map_err(|error| (error, shut(&real).or_else(|| shut(cache))))
             };
-            scope.spawn(look).join().unwrap_or(Err(nix::errno::Errno::EINVAL))
+            scope.spawn(look).join().unwrap_or(Err((nix::errno::Errno::EINVAL, None)))
         });
-        seen.map_err(|error| {
-            let (cache, name) = (cache.display(), &user.name);
+        seen.map_err(|(error, shut)| {
+            let (class, cache, name) = (class_of(user, cache), cache.display(), &user.name);
+            let cure = match shut {
+                Some(dir) => format!("{name} may not enter {0}: chmod {1}+x {0}", dir.display(), class_of(user, &dir)),
+                None if class == 'u' => format!("chmod u+rwx {cache}"),
+                None => format!("chown -R {name} {cache}"),
+            };
             let error = io::Error::from(error);
-            MountError::User(format!("{name} cannot use the cache {cache}: {error} (chown -R {name} {cache})"))
+            MountError::User(format!("{name} cannot use the cache {cache}: {error} ({cure})"))
         })
+    }
+}
+
+/// Whose permissions of a directory count for a user that this process has become, as chmod(1) names them.
+fn class_of(user: &User, dir: &Path) -> char {
+    let is_of_group = |gid: u32| getgroups().is_ok_and(|groups| groups.contains(&Gid::from_raw(gid)));
+    match dir.metadata() {
+        Ok(metadata) if metadata.uid() == user.uid.as_raw() => 'u',
+        Ok(metadata) if metadata.gid() == user.gid.as_raw() || is_of_group(metadata.gid()) => 'g',
+        _ => 'o',
     }
 }
 

@@ -20,6 +20,9 @@ pub type Given = (String, Option<String>);
 /// Reads the settings again, with some options over those of the command line.
 pub type ReadSettings = Box<dyn Fn(&[Given]) -> Result<MountConfig, String> + Send + Sync>;
 
+/// Says of settings whether this process can be held to them, or why not.
+pub type Admits = Box<dyn Fn(&MountConfig) -> Result<(), String> + Send + Sync>;
+
 /// What whoever watches the service hears: `true` when settings begin to be read again, `false` when that is over.
 pub type AroundReload = Box<dyn Fn(bool) + Send + Sync>;
 
@@ -28,6 +31,7 @@ pub struct Reloader {
     live: Arc<Live>,
     requests: Arc<Requests>,
     read: ReadSettings,
+    admits: Admits,
     around: AroundReload,
     /// Options given while the mount was served. Held while settings change, so that one change is over before the next begins.
     given: Mutex<Vec<Given>>,
@@ -89,9 +93,15 @@ impl Drop for During<'_> {
 }
 
 impl Reloader {
-    /// For one mount; `read` reads what the command line reads.
-    pub fn new(live: Arc<Live>, requests: Arc<Requests>, read: ReadSettings, around: AroundReload) -> Self {
-        Self { live, requests, read, around, given: Mutex::default() }
+    /// For one mount; `read` reads what the command line reads, and `admits` judges what of it would be in force.
+    pub fn new(
+        live: Arc<Live>,
+        requests: Arc<Requests>,
+        read: ReadSettings,
+        admits: Admits,
+        around: AroundReload,
+    ) -> Self {
+        Self { live, requests, read, admits, around, given: Mutex::default() }
     }
 
     /// Reads the settings again. Blocks on files and on programs that give secrets.
@@ -151,6 +161,9 @@ impl Reloader {
         }
         let config = with_changeable(&old, new);
         let failed = |error: &dyn ToString| ReloadError::Failed(error.to_string());
+        // Only of what would be in force: the rest is judged by the next mount.
+        config.sources.check().map_err(|error| failed(&error))?;
+        (self.admits)(&config).map_err(ReloadError::Failed)?;
         let mut stores = Vec::new();
         for store in self.stores(&config) {
             let names = explain::differences(&old.sources.settings, &config.sources.settings, &store)
@@ -276,7 +289,12 @@ mod tests {
             assert_ne!(is_inside.swap(begins, Ordering::SeqCst), begins);
             counted.fetch_add(1, Ordering::SeqCst);
         };
-        (Reloader::new(Arc::clone(&live), requests, Box::new(read), Box::new(around)), live, n_around)
+        let admits = |config: &MountConfig| match config.keep.backing {
+            Some(_) => Err("out of reach".to_owned()),
+            None => Ok(()),
+        };
+        let reloader = Reloader::new(Arc::clone(&live), requests, Box::new(read), Box::new(admits), Box::new(around));
+        (reloader, live, n_around)
     }
 
     #[test]
@@ -308,7 +326,7 @@ mod tests {
             Ok(MountConfig::default())
         };
         let around = move |begins: bool| hears.lock().unwrap().push(begins);
-        let reloader = Reloader::new(live, requests, Box::new(read), Box::new(around));
+        let reloader = Reloader::new(live, requests, Box::new(read), Box::new(|_| Ok(())), Box::new(around));
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| reloader.reload()));
         assert!(panicked.is_err());
         assert_eq!(*heard.lock().unwrap(), [true, false]);
@@ -339,6 +357,19 @@ mod tests {
         assert!(reloader.reload().unwrap_err().to_string().starts_with("nothing is changed: mount option"));
         *said.lock().unwrap() = given(&[("memory", "64M"), ("store", "/a"), ("http-auth", "x")]);
         assert!(matches!(reloader.reload(), Err(ReloadError::Failed(_))));
+        assert_eq!(live.config(), before);
+    }
+
+    #[test]
+    fn offline_is_judged_with_the_cache_that_the_mount_has() {
+        let said = Arc::new(Mutex::new(given(&[("cache", "/c"), ("memory", "64M")])));
+        let (reloader, live, _) = reloader(Arc::clone(&said));
+        let before = live.config();
+        let wanted = "nothing is changed: offline needs a cache to read from (-c CACHE)";
+        // One that is said now is of the next mount.
+        assert_eq!(reloader.remount(&given(&[("offline", "yes")])).unwrap_err().to_string(), wanted);
+        said.lock().unwrap().extend(given(&[("offline", "yes")]));
+        assert_eq!(reloader.reload().unwrap_err().to_string(), wanted);
         assert_eq!(live.config(), before);
     }
 

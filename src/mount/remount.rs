@@ -3,7 +3,6 @@
 //! Flags such as `noexec` are of the mount, and the kernel changes them; options of our own are put over those in force by the service itself.
 //! Invariant: options that cannot change, and flags that this user may not change, are refused, and then nothing changed.
 
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use caps::Capability;
@@ -19,6 +18,7 @@ use super::control::{ControlError, Reply, Request};
 use super::options::{KernelOptions, VfsFlags};
 use super::privileges::has_cap;
 use super::reload::Given;
+use super::source::shown_source;
 use super::table::MountTable;
 use crate::config::units::parse_switch;
 
@@ -27,7 +27,7 @@ use crate::config::units::parse_switch;
 pub struct Remount {
     /// Where.
     pub mountpoint: PathBuf,
-    /// What is to be mounted there, as mount tables show it; nothing else is changed.
+    /// What is to be mounted there, as it was given or as mount tables show it; nothing else is changed.
     pub source: Option<std::ffi::OsString>,
     /// Flags by the names that options have, in their order.
     pub flags: Vec<String>,
@@ -51,9 +51,13 @@ pub fn remount(runtime_dir: &Path, wanted: &Remount) -> Result<Changed, MountErr
         }
         Err(error) => return Err(problem(&error.to_string())),
     };
-    if let Some(source) = wanted.source.as_deref().filter(|source| *source != entry.source) {
-        let reason = format!("{} is mounted there, and not {}", entry.source.display(), OsStr::new(source).display());
-        return Err(problem(&reason));
+    if let Some(source) = &wanted.source {
+        let shown = shown_source(source);
+        // What mount(8) hands over is shown already, unless it comes from fstab; a user without a password would be left out as a token.
+        if *source != entry.source && shown != entry.source {
+            let reason = format!("{} is mounted there, and not {}", entry.source.display(), shown.display());
+            return Err(problem(&reason));
+        }
     }
     if let Some(name) = wanted.kernel.lacking(&entry.super_options, knows_labels()) {
         let reason = format!("nothing is changed: {name} cannot change while mounted (unmount and mount again)");

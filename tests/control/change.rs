@@ -15,7 +15,7 @@ use crate::mount::can_mount;
 use crate::support::is_root;
 use crate::support::mounted::{Mounted, is_mountpoint};
 use crate::support::peers::peer;
-use crate::support::run::run;
+use crate::support::run::{Finished, run};
 use crate::support::scratch::Scratch;
 use crate::support::scripted::{Scripted, answer};
 
@@ -185,6 +185,88 @@ fn a_store_out_of_the_sandbox_is_refused_and_nothing_changes() {
     fs::write(&stores, format!("{{\"stores\": [{far:?}]}}")).unwrap();
     run(ground.caifs(&["reload"]).arg(&ground.mnt)).ok();
     assert!(fs::read(ground.image()).unwrap() == ground.blob);
+    assert!(mounted.end());
+}
+
+#[test]
+fn what_cannot_change_is_named_before_the_sandbox_is() {
+    if !can_mount() || !is_root() {
+        return;
+    }
+    let (ground, elsewhere) = (Ground::new(3_000_000), Scratch::new());
+    let config = ground.scratch.file("caifs.toml", "");
+    let mounted = ground.mount(&["-o", "sandbox=yes", "--config", config.to_str().unwrap()]);
+    let file = elsewhere.join("copy");
+    for backing in [file.to_str().unwrap(), "no"] {
+        let mut remount = ground.caifs(&["mount", "-o", &format!("remount,memory=64M,backing={backing}")]);
+        let refused = run(remount.arg(&ground.index).arg(&ground.mnt)).fails();
+        let wanted = "caifs: nothing is changed: backing cannot change while mounted (unmount and mount again)";
+        assert_eq!((refused.status.code(), refused.error_line()), (Some(1), wanted), "{backing}");
+    }
+    // What waits for the next mount is held to nothing now.
+    fs::write(&config, format!("[mount]\nmemory = \"64M\"\nbacking = {file:?}\n")).unwrap();
+    let said = run(ground.caifs(&["reload"]).arg(&ground.mnt)).ok().text();
+    let wanted = format!(
+        "changed  memory: 256M -> 64M\nnot now  backing: default -> {} (unmount and mount again)\n",
+        file.display()
+    );
+    assert_eq!(said, wanted);
+    assert!(mounted.end());
+}
+
+#[test]
+fn offline_is_judged_by_who_serves_with_the_cache_that_the_mount_has() {
+    if !can_mount() {
+        return;
+    }
+    let ground = Ground::new(3_000_000);
+    let (cache, config_dir) = (ground.scratch.dir("cache"), ground.scratch.dir("etc"));
+    let config = config_dir.join("caifs.toml");
+    let caifs = |args: &[&str]| {
+        let mut command = ground.caifs(args);
+        command.env("CAIFS_CONFIG_DIR", &config_dir);
+        command
+    };
+    let mount = |args: &[&str]| {
+        let mut mount = ground.mount_command(&ground.mnt, args);
+        Mounted::by_command(mount.env("CAIFS_CONFIG_DIR", &config_dir), &ground.mnt).unwrap()
+    };
+    let remount = |options: &str| run(caifs(&["mount", "-o", options]).arg(&ground.index).arg(&ground.mnt));
+    let reload = || run(caifs(&["reload"]).arg(&ground.mnt));
+    let setting = |name: &str| {
+        let settings = ground.status()["settings"].as_array().unwrap().clone();
+        settings.into_iter().find(|setting| setting["name"] == name).map(|setting| setting["value"].clone())
+    };
+    let mounted = mount(&["-c", cache.to_str().unwrap()]);
+    assert!(fs::read(ground.image()).unwrap() == ground.blob);
+    remount("remount,offline").ok();
+    assert_eq!(setting("offline"), Some("yes".into()));
+    remount("remount,offline=no").ok();
+    assert!(mounted.end());
+
+    let mounted = mount(&["-c", cache.to_str().unwrap()]);
+    fs::write(&config, "[mount]\noffline = true\n").unwrap();
+    assert_eq!(reload().ok().text(), "changed  offline: no -> yes\n");
+    remount("remount,memory=128M").ok();
+    assert_eq!((setting("offline"), setting("memory")), (Some("yes".into()), Some("128M".into())));
+    assert!(mounted.end());
+
+    // Without a cache it is refused, with all that is asked for beside it.
+    let reason = "caifs: nothing is changed: offline needs a cache to read from (-c CACHE)";
+    fs::write(&config, "").unwrap();
+    let mounted = mount(&[]);
+    let refused = |refused: Finished| {
+        let refused = refused.fails();
+        assert!(refused.error_line().ends_with(reason.trim_start_matches("caifs: ")), "{}", refused.stderr);
+        assert_eq!((setting("offline"), setting("memory")), (Some("no".into()), Some("256M".into())));
+    };
+    let both = remount("remount,memory=128M,offline");
+    assert_eq!((both.status.code(), both.error_line()), (Some(32), reason));
+    refused(both);
+    // A cache that is named now is of the next mount.
+    fs::write(&config, format!("[mount]\ncache = {cache:?}\noffline = true\n")).unwrap();
+    refused(remount("remount,memory=128M"));
+    refused(reload());
     assert!(mounted.end());
 }
 

@@ -98,6 +98,51 @@ fn mount_a_twice_mounts_every_line_once() {
 }
 
 #[test]
+fn what_has_a_password_is_remounted_by_its_directory_and_by_its_line() {
+    let Some(nginx) = peer("nginx") else { return };
+    let test = "fstab::lines::what_has_a_password_is_remounted_by_its_directory_and_by_its_line";
+    let Some(world) = World::enter(test) else { return };
+    world.link_helpers();
+    let site = world.path("site");
+    fs::create_dir(&site).unwrap();
+    let server = Nginx::start(&nginx.path, &site, Site::default());
+    let content = world.content("site/root", "x");
+    let mountpoint = world.mountpoint("a");
+    let with_login = |login: &str| format!("{}x.caibx", server.url().replace("//", &format!("//{login}@")));
+    let (secret, shown) = (with_login("user:password"), with_login("user"));
+    mount(&["-t", "caifs", &secret, "/mnt/a"]).ok();
+    assert_eq!(world.mounted(&mountpoint)[0], shown);
+    let memory = || {
+        let mut status = Command::new("/run/world/caifs");
+        let status = run(status.args(["status", "--json", "/mnt/a"])).ok().text();
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        let settings = status["settings"].as_array().unwrap();
+        settings.iter().find(|setting| setting["name"] == "memory").unwrap()["value"].clone()
+    };
+    // Without a line mount(8) hands over what the mount table shows.
+    mount(&["-o", "remount,memory=64M", "/mnt/a"]).ok();
+    assert_eq!(memory(), "64M");
+    let token = format!("{}x.caibx", server.url());
+    for (other, named) in [(with_login("other:password"), with_login("other")), (with_login("token"), token)] {
+        let refused = mount(&["-t", "caifs", "-o", "remount,memory=32M", &other, "/mnt/a"]).fails();
+        let wanted = format!("mountpoint /mnt/a: {shown} is mounted there, and not {named}");
+        assert!(refused.error_line().ends_with(&wanted), "{}", refused.stderr);
+    }
+    assert_eq!(memory(), "64M");
+    world.write_fstab(&format!("{secret} /mnt/a caifs _netdev,noauto,memory=80M 0 0\n"));
+    mount(&["-o", "remount", "/mnt/a"]).ok();
+    assert_eq!(memory(), "80M");
+    mount(&["-o", "remount,memory=96M", "/mnt/a"]).ok();
+    assert_eq!(memory(), "96M");
+    // With both named no line is looked for, and without a type no helper.
+    mount(&["-t", "caifs", "-o", "remount,memory=64M", &secret, "/mnt/a"]).ok();
+    assert_eq!(memory(), "64M");
+    content.assert_read_from(&mountpoint);
+    assert_eq!(world.mounts().len(), 1, "no second mount");
+    umount(&mountpoint);
+}
+
+#[test]
 fn a_backup_over_ssh_is_mounted_by_its_line() {
     let Some(world) = World::enter("fstab::lines::a_backup_over_ssh_is_mounted_by_its_line") else { return };
     let Some(sshd) = Sshd::start() else { return };
