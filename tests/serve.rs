@@ -1,5 +1,6 @@
 //! The servers, as clients see them: a raw one that says exactly what it means, desync and casync.
 
+mod beside;
 mod chunks;
 mod client;
 mod clients;

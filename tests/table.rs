@@ -256,7 +256,7 @@ fn generated(scratch: &Path, what: Generated) -> PathBuf {
 }
 
 /// The only table in a cache.
-fn table_in(cache: &Path) -> PathBuf {
+pub fn table_in(cache: &Path) -> PathBuf {
     let tables = tables_in(cache);
     assert_eq!(tables.len(), 1, "{tables:?}");
     tables[0].clone()
@@ -306,7 +306,7 @@ fn twenty_thousand_files_are_found_without_a_request() {
     assert!(mounted.end());
 }
 
-fn mount_at(spec: &str, args: &[&str], mnt: &Path) -> Mounted {
+pub fn mount_at(spec: &str, args: &[&str], mnt: &Path) -> Mounted {
     let mut command = caifs();
     Mounted::by_command(command.arg("mount").arg(spec).arg(mnt).args(args), mnt).unwrap()
 }
@@ -317,7 +317,7 @@ fn table_text(mnt: &Path) -> String {
 
 /// Waits until a mount uses a table.
 #[track_caller]
-fn wait_for_table(mnt: &Path) {
+pub fn wait_for_table(mnt: &Path) {
     let start = Instant::now();
     while !table_text(mnt).starts_with("in use") {
         assert!(start.elapsed() < TABLE_LIMIT, "no table after {TABLE_LIMIT:?}: {}", table_text(mnt));
@@ -328,7 +328,7 @@ fn wait_for_table(mnt: &Path) {
 
 /// Waits for something that is done in the background.
 #[track_caller]
-fn wait_until(is_done: impl Fn() -> bool, what: &str) {
+pub fn wait_until(is_done: impl Fn() -> bool, what: &str) {
     let start = Instant::now();
     while !is_done() {
         assert!(start.elapsed() < TABLE_LIMIT, "{what}");

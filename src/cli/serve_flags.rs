@@ -48,7 +48,7 @@ pub struct IndexServerArgs {
     /// Where the indexes are.
     #[arg(short, long, value_name = "STORE", required = true)]
     pub store: String,
-    /// Take indexes, too.
+    /// Take indexes and what lies beside them, too.
     #[arg(short, long, alias = "writeable")]
     pub writable: bool,
     /// How it listens.

@@ -1,13 +1,13 @@
-//! Indexes over HTTP, as desync's index server gives and takes them (formats.md 6.3), and plain archives beside them.
+//! Indexes over HTTP, as desync's index server gives and takes them (formats.md 6.3), plain archives, and what lies beside both.
 //!
 //! The last part of a path is the name; what stands before it does not matter. An index is sent only if it is one; it is looked at
-//! once for each of its versions. A `.catar` is sent as it is. Both can be read by ranges and are told apart by ETag, so
-//! that an archive can be mounted from here and a mount notices when what it reads was replaced.
+//! once for each of its versions. A `.catar` is sent as it is, and so is what lies beside an index or archive. All can be read by
+//! ranges and are told apart by ETag, so that an archive can be mounted from here and a mount notices when what it reads was replaced.
 //!
 //! A path that ends with `/` is the list of all indexes and archives ([`listing`]), behind the same authorization as they are, so that all
 //! can be mounted as one directory. desync's server has no such list.
 //!
-//! Invariant: what is uploaded is a sound index of the right digest before it is kept.
+//! Invariant: what is uploaded is a sound index of the right digest, or what its name says that lies beside one, before it is kept.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -23,10 +23,11 @@ use hyper::{Method, StatusCode};
 use lru::LruCache;
 use tokio::sync::Semaphore;
 
+use super::beside::Beside;
 use super::http::{Answer, Body, Service};
 use crate::digest::Digest;
 use crate::format::index::Index;
-use crate::store::files::ReadWhole;
+use crate::store::files::{ReadWhole, WholeFile};
 use crate::store::{FileInfo, FileStore, FileVersion, Listed, StoreError, listing};
 
 /// The longest index that is read or taken, in bytes: 26 million chunks, which is more than a TiB in chunks of the usual size.
@@ -38,7 +39,7 @@ const PIECE_BYTES: u64 = 1 << 20;
 /// How many indexes are remembered as looked at.
 const N_CHECKED: NonZeroUsize = NonZeroUsize::new(1024).expect("it is not zero");
 
-/// How many indexes are read as a whole and looked at at a time: that takes memory.
+/// How many files are read as a whole at a time: that takes memory.
 const MAX_CHECKING: usize = 2;
 
 /// What names of archives end with.
@@ -83,16 +84,18 @@ impl IndexServer {
         {
             return Answer::empty(StatusCode::NOT_MODIFIED).with(ETAG, etag.clone());
         }
-        let (info, bytes) = match name.ends_with(ARCHIVE_SUFFIX) {
-            true if !info.has_ranges => {
+        let read = match Beside::of(name) {
+            Some(beside) => self.whole_beside(name, beside, info).await,
+            None if !name.ends_with(ARCHIVE_SUFFIX) => self.checked_index(name, info).await,
+            None if info.has_ranges => Ok(Some((info, None))),
+            None => {
                 return Answer::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{name} cannot be read by ranges"));
             }
-            true => (info, None),
-            false => match self.checked_index(name, info).await {
-                Ok(Some(read)) => read,
-                Ok(None) => return missing(name),
-                Err(answer) => return *answer,
-            },
+        };
+        let (info, bytes) = match read {
+            Ok(Some(read)) => read,
+            Ok(None) => return missing(name),
+            Err(answer) => return *answer,
         };
         let etag = info.version.as_ref().map(self::etag);
         let (range, is_part) = match wanted_range(head, info.size, etag.as_ref()) {
@@ -121,10 +124,10 @@ impl IndexServer {
         answer
     }
 
-    /// Whether this version of a file has been looked at, and can be read by ranges without fear that it becomes another.
+    /// Whether this version of a file has been looked at, and can be read by ranges.
     fn is_checked(&self, name: &str, info: &FileInfo) -> bool {
         let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
-        info.version.is_some() && info.has_ranges && checked.get(name) == info.version.as_ref()
+        has_safe_ranges(info) && checked.get(name) == info.version.as_ref()
     }
 
     /// Reads an index and looks at all of it. One that is known to be sound is not read: its bytes are `None`.
@@ -141,11 +144,7 @@ impl IndexServer {
         if self.is_checked(name, &info) {
             return Ok(Some((info, None)));
         }
-        let whole = match self.files.read_whole(name, None, MAX_INDEX_BYTES).await {
-            Ok(ReadWhole::Content(whole)) => whole,
-            Ok(ReadWhole::Missing | ReadWhole::Unchanged) => return Ok(None),
-            Err(error) => return Err(Box::new(self.unreadable(name, &error))),
-        };
+        let Some(whole) = self.read_whole(name, MAX_INDEX_BYTES).await? else { return Ok(None) };
         match check_index(whole.bytes.clone(), None).await {
             Ok(()) => {
                 if let Some(version) = whole.info.version.clone() {
@@ -158,6 +157,29 @@ impl IndexServer {
                 tracing::warn!("{}: {name}: no sound index: {reason}", self.files.name());
                 Err(Box::new(Answer::text(StatusCode::BAD_REQUEST, format!("{name} is no sound index: {reason}"))))
             }
+        }
+    }
+
+    /// Reads what lies beside an index as a whole. What can be read by ranges is not: its bytes are `None`.
+    async fn whole_beside(
+        &self,
+        name: &str,
+        beside: Beside,
+        info: FileInfo,
+    ) -> Result<Option<(FileInfo, Option<Bytes>)>, Box<Answer>> {
+        if has_safe_ranges(&info) {
+            return Ok(Some((info, None)));
+        }
+        let _permit = self.checking.acquire().await;
+        let whole = self.read_whole(name, beside.max_bytes()).await?;
+        Ok(whole.map(|whole| (whole.info, Some(whole.bytes))))
+    }
+
+    async fn read_whole(&self, name: &str, max_bytes: u64) -> Result<Option<WholeFile>, Box<Answer>> {
+        match self.files.read_whole(name, None, max_bytes).await {
+            Ok(ReadWhole::Content(whole)) => Ok(Some(whole)),
+            Ok(ReadWhole::Missing | ReadWhole::Unchanged) => Ok(None),
+            Err(error) => Err(Box::new(self.unreadable(name, &error))),
         }
     }
 
@@ -198,8 +220,20 @@ impl IndexServer {
     }
 
     async fn put(&self, name: &str, body: Bytes) -> Answer {
-        if let Err(reason) = check_index(body.clone(), Some(self.digest)).await {
-            return Answer::text(StatusCode::UNSUPPORTED_MEDIA_TYPE, format!("{name} is no sound index: {reason}"));
+        let (what, checked) = match Beside::of(name) {
+            Some(beside) => (beside.word(), beside.check(body.clone()).await),
+            None => ("index", Ok(check_index(body.clone(), Some(self.digest)).await)),
+        };
+        match checked {
+            Ok(Ok(())) => {}
+            Ok(Err(reason)) => {
+                let why = format!("{name} is no sound {what}: {reason}");
+                return Answer::text(StatusCode::UNSUPPORTED_MEDIA_TYPE, why);
+            }
+            Err(error) => {
+                tracing::warn!("{name}: it cannot be checked: {error}");
+                return Answer::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{name} cannot be checked"));
+            }
         }
         match self.files.write(name, body).await {
             Ok(()) => Answer::empty(StatusCode::OK),
@@ -223,14 +257,13 @@ impl IndexServer {
 
 impl Service for IndexServer {
     fn admit(&self, head: &Parts) -> Result<u64, Box<Answer>> {
-        match name_of(head) {
+        let name = match name_of(head) {
             Err(_) if is_list(head) => return Ok(0),
-            Err(answer) => return Err(answer),
-            Ok(_) => {}
-        }
+            name => name?,
+        };
         match head.method {
             Method::GET | Method::HEAD => Ok(0),
-            Method::PUT if self.is_writable => Ok(MAX_INDEX_BYTES),
+            Method::PUT if self.is_writable => Ok(Beside::of(&name).map_or(MAX_INDEX_BYTES, Beside::max_bytes)),
             Method::PUT => Err(Box::new(Answer::text(
                 StatusCode::BAD_REQUEST,
                 "this server takes no indexes (it is started without --writable)",
@@ -259,6 +292,11 @@ fn is_list(head: &Parts) -> bool {
 /// Whether a file of this name is told of: what a reader could not use is not.
 fn is_listed(name: &str) -> bool {
     LISTED_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
+}
+
+/// Whether a file can be read by ranges without fear that it becomes another meanwhile.
+fn has_safe_ranges(info: &FileInfo) -> bool {
+    info.version.is_some() && info.has_ranges
 }
 
 /// The name that a request is for: the last part of its path, which must be a name and nothing that leads elsewhere.
@@ -336,7 +374,8 @@ fn wanted_range(head: &Parts, size: u64, etag: Option<&HeaderValue>) -> Wanted {
 }
 
 fn missing(name: &str) -> Answer {
-    Answer::text(StatusCode::NOT_FOUND, format!("index {name} not found"))
+    let what = if Beside::of(name).is_some() { "" } else { "index " };
+    Answer::text(StatusCode::NOT_FOUND, format!("{what}{name} not found"))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //!   [`TABLE_SUFFIX`] behind.
 //! * [`binding`] tells the archive by its index, or a plain one by its ends, length and time; [`attach_at_hand`] uses a table that is here already.
 //! * [`background`] serves a mount: fetches and checks a table from beside the index, or makes one. [`make`] makes one for a verb.
+//! * [`check_bytes`] looks at one that somebody wants to put beside an index.
 //! * `spool` is a table in the making.
 //!
 //! # What a table is worth
@@ -22,6 +23,7 @@ pub mod background;
 mod spool;
 
 use std::fs::File;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -282,6 +284,18 @@ async fn checked_beside(places: &TablePlaces, binding: &Binding, max_bytes: u64)
     checked.await.ok().flatten()
 }
 
+/// Checks the bytes of a table as a whole, whatever archive it is of. Blocks.
+///
+/// # Errors
+/// There is no room for the file that they are read from.
+pub fn check_bytes(bytes: &[u8]) -> io::Result<Result<(), TableFault>> {
+    let mut spool = Spool::new(None)?;
+    // In pieces: a spool keeps what it has not written yet.
+    bytes.chunks(CHECK_BYTES).try_for_each(|piece| spool.write_all(piece))?;
+    spool.flush()?;
+    Ok(Table::open(spool.file()?, CHECK_BYTES).and_then(|table| check(&table)))
+}
+
 /// Attaches a table if it is one of this archive. When it proves wrong, it is taken out of the cache.
 async fn attach(tree: &Tree, file: File, binding: &Binding, kept: Option<(Arc<DiskTier>, String)>) -> bool {
     let take_away = move |fault: &TableFault| {
@@ -378,12 +392,12 @@ async fn make_into(
     let sealing = blocking(move || {
         writer.seal(&root, binding, &mut sealed)?;
         let file = sealed.keep_as(disk.as_deref(), &key_of(&binding, Origin::Own))?;
-        Table::open(file, 0).map_err(std::io::Error::other)
+        Table::open(file, 0).map_err(io::Error::other)
     });
     Ok(sealing.await?)
 }
 
 /// Does what blocks on a thread for it.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> std::io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(std::io::Error::other("it was given up")))
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(io::Error::other("it was given up")))
 }
