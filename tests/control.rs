@@ -28,6 +28,7 @@ use crate::support::peers::peer;
 use crate::support::proxy::{FaultProxy, Mode, ProxyFault};
 use crate::support::run::{command, run};
 use crate::support::scratch::Scratch;
+use crate::support::server::free_port;
 use crate::support::servers::nginx::{Nginx, Site};
 use ground::{BLOCK_BYTES, Ground, direct, until};
 
@@ -410,6 +411,57 @@ fn a_map_shows_what_is_where() {
     let wrong = run(ground.caifs(&["map", "--part", "x"]).arg(&ground.mnt)).fails();
     assert_eq!(wrong.error_line(), "caifs: no index is open at x");
     assert!(mounted.end());
+}
+
+#[test]
+fn a_store_that_is_alone_and_answers_nothing_is_not_said_to_be_ok() {
+    if !can_mount() {
+        return;
+    }
+    let Some(nginx) = peer("nginx") else { return };
+    let ground = Ground::new(1_000_000);
+    let nginx = Nginx::start(&nginx.path, &ground.scratch, Site { server: "", tls: None, verify_client: false });
+    let proxy = ground.behind_proxy(&nginx);
+    let store = format!("{}/st", proxy.url());
+    let shown = || {
+        let text = run(ground.caifs(&["status"]).arg(&ground.mnt)).ok().text();
+        let table = run(&mut ground.caifs(&["status"])).ok().text();
+        let row = table.lines().find(|line| line.starts_with(ground.mnt.to_str().unwrap())).unwrap().to_owned();
+        let top = run(ground.caifs(&["top", "-n", "1"]).arg(&ground.mnt)).ok().text();
+        (text, row, top)
+    };
+    for mode in [Mode::BlackHole, Mode::Reset] {
+        let port = free_port();
+        let mounted = ground.mount_from(&store, &["-o", &format!("io-timeout=1s,metrics=127.0.0.1:{port}")]);
+        let metric = || {
+            let page = metrics::get(port, "/metrics").1;
+            let prefix = format!("caifs_store_healthy{{store=\"{store}\"}} ");
+            page.lines().find_map(|line| line.strip_prefix(&prefix)).map(str::to_owned)
+        };
+        proxy.set_mode(mode);
+        // How many requests a read makes is the kernel's affair.
+        until("it is seen to fail", || {
+            fs::read(ground.image()).unwrap_err();
+            ground.status()["stores"][0]["is_healthy"] == false
+        });
+        let status = ground.status();
+        let seen = &status["stores"][0];
+        assert!(seen["n_errors_in_row"].as_u64() >= Some(1) && seen["set_aside_seconds"].is_null(), "{seen:#}");
+        let (text, row, top) = shown();
+        assert!(text.contains("/st: failing, ") && text.contains(" in a row\n"), "{text}");
+        let error = if mode == Mode::BlackHole { " ago: no answer within " } else { "  last error, " };
+        assert!(text.contains(error), "{text}");
+        assert!(row.ends_with("0/1 ok") && top.contains("/st  failing, "), "{row}\n{top}");
+        assert_eq!(metric().as_deref(), Some("0"));
+
+        proxy.set_mode(Mode::Up);
+        until("it is read again", || fs::read(ground.image()).is_ok_and(|read| read == ground.blob));
+        let (text, row, top) = shown();
+        assert!(text.contains("/st: ok"), "{text}");
+        assert!(row.ends_with("1/1 ok") && top.contains("/st  ok"), "{row}\n{top}");
+        assert_eq!(metric().as_deref(), Some("1"));
+        assert!(mounted.end());
+    }
 }
 
 #[test]
