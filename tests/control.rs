@@ -413,6 +413,55 @@ fn a_map_shows_what_is_where() {
     assert!(mounted.end());
 }
 
+/// Nothing is waited for here: who looks after a read sees what was read, however short a time after another look.
+#[test]
+fn what_was_read_is_seen_at_once_by_map_and_status() {
+    if !can_mount() {
+        return;
+    }
+    const STEP: usize = 256 << 10;
+    let ground = Ground::new(3 << 20);
+    let mounted = ground.mount(&["-o", "read-ahead=0"]);
+    let image = direct(&ground.image());
+    let title = |args: &[&str]| {
+        let text = run(ground.caifs(&["map"]).args(args).arg(&ground.mnt)).ok().text();
+        text.lines().next().unwrap().to_owned()
+    };
+    let share = || ground.status()["present"]["memory"].as_f64().unwrap();
+    assert!(title(&[]).ends_with(", 0 % present"));
+    let mut buffer = ground::Aligned::new(STEP);
+    for step in 0..12 {
+        let before = share();
+        image.read_exact_at(buffer.bytes(), (step * STEP) as u64).unwrap();
+        let after = share();
+        assert!(after > before && after >= (step + 1) as f64 / 12.0 - 1e-9, "step {step}: {before}, then {after}");
+    }
+    assert!(title(&[]).ends_with(", 100 % present"));
+    drop(image);
+    assert!(mounted.end());
+
+    let dir = ground.scratch.dir("many");
+    for n in 0..6 {
+        fs::copy(&ground.index, dir.join(format!("i{n}.caibx"))).unwrap();
+    }
+    let mut command = ground.caifs(&["mount"]);
+    // Each has its chunks in the memory that all share; what is read of one is there for the others.
+    command.arg(&dir).arg(&ground.mnt).arg("-s").arg(&ground.store).args(["-o", "read-ahead=0"]);
+    let mounted = Mounted::by_command(&mut command, &ground.mnt).unwrap();
+    for n in 0..6 {
+        let name = format!("i{n}");
+        let path = ground.mnt.join(&name);
+        let mut byte = [0];
+        File::open(&path).unwrap().read_exact_at(&mut byte, 0).unwrap();
+        let before = title(&["--part", &name]);
+        assert_eq!(before.ends_with(", 100 % present"), n > 0, "{before}");
+        assert!(fs::read(&path).unwrap() == ground.blob);
+        let after = title(&["--part", &name]);
+        assert!(after.ends_with(", 100 % present"), "{after}");
+    }
+    assert!(mounted.end());
+}
+
 #[test]
 fn a_store_that_is_alone_and_answers_nothing_is_not_said_to_be_ok() {
     if !can_mount() {
