@@ -28,6 +28,7 @@ use crate::support::peers::peer;
 use crate::support::proxy::{FaultProxy, Mode, ProxyFault};
 use crate::support::run::{command, run};
 use crate::support::scratch::Scratch;
+use crate::support::server::free_port;
 use crate::support::servers::nginx::{Nginx, Site};
 use ground::{BLOCK_BYTES, Ground, direct, until};
 
@@ -410,6 +411,106 @@ fn a_map_shows_what_is_where() {
     let wrong = run(ground.caifs(&["map", "--part", "x"]).arg(&ground.mnt)).fails();
     assert_eq!(wrong.error_line(), "caifs: no index is open at x");
     assert!(mounted.end());
+}
+
+/// Nothing is waited for here: who looks after a read sees what was read, however short a time after another look.
+#[test]
+fn what_was_read_is_seen_at_once_by_map_and_status() {
+    if !can_mount() {
+        return;
+    }
+    const STEP: usize = 256 << 10;
+    let ground = Ground::new(3 << 20);
+    let mounted = ground.mount(&["-o", "read-ahead=0"]);
+    let image = direct(&ground.image());
+    let title = |args: &[&str]| {
+        let text = run(ground.caifs(&["map"]).args(args).arg(&ground.mnt)).ok().text();
+        text.lines().next().unwrap().to_owned()
+    };
+    let share = || ground.status()["present"]["memory"].as_f64().unwrap();
+    assert!(title(&[]).ends_with(", 0 % present"));
+    let mut buffer = ground::Aligned::new(STEP);
+    for step in 0..12 {
+        let before = share();
+        image.read_exact_at(buffer.bytes(), (step * STEP) as u64).unwrap();
+        let after = share();
+        assert!(after > before && after >= (step + 1) as f64 / 12.0 - 1e-9, "step {step}: {before}, then {after}");
+    }
+    assert!(title(&[]).ends_with(", 100 % present"));
+    drop(image);
+    assert!(mounted.end());
+
+    let dir = ground.scratch.dir("many");
+    for n in 0..6 {
+        fs::copy(&ground.index, dir.join(format!("i{n}.caibx"))).unwrap();
+    }
+    let mut command = ground.caifs(&["mount"]);
+    // Each has its chunks in the memory that all share; what is read of one is there for the others.
+    command.arg(&dir).arg(&ground.mnt).arg("-s").arg(&ground.store).args(["-o", "read-ahead=0"]);
+    let mounted = Mounted::by_command(&mut command, &ground.mnt).unwrap();
+    for n in 0..6 {
+        let name = format!("i{n}");
+        let path = ground.mnt.join(&name);
+        let mut byte = [0];
+        File::open(&path).unwrap().read_exact_at(&mut byte, 0).unwrap();
+        let before = title(&["--part", &name]);
+        assert_eq!(before.ends_with(", 100 % present"), n > 0, "{before}");
+        assert!(fs::read(&path).unwrap() == ground.blob);
+        let after = title(&["--part", &name]);
+        assert!(after.ends_with(", 100 % present"), "{after}");
+    }
+    assert!(mounted.end());
+}
+
+#[test]
+fn a_store_that_is_alone_and_answers_nothing_is_not_said_to_be_ok() {
+    if !can_mount() {
+        return;
+    }
+    let Some(nginx) = peer("nginx") else { return };
+    let ground = Ground::new(1_000_000);
+    let nginx = Nginx::start(&nginx.path, &ground.scratch, Site { server: "", tls: None, verify_client: false });
+    let proxy = ground.behind_proxy(&nginx);
+    let store = format!("{}/st", proxy.url());
+    let shown = || {
+        let text = run(ground.caifs(&["status"]).arg(&ground.mnt)).ok().text();
+        let table = run(&mut ground.caifs(&["status"])).ok().text();
+        let row = table.lines().find(|line| line.starts_with(ground.mnt.to_str().unwrap())).unwrap().to_owned();
+        let top = run(ground.caifs(&["top", "-n", "1"]).arg(&ground.mnt)).ok().text();
+        (text, row, top)
+    };
+    for mode in [Mode::BlackHole, Mode::Reset] {
+        let port = free_port();
+        let mounted = ground.mount_from(&store, &["-o", &format!("io-timeout=1s,metrics=127.0.0.1:{port}")]);
+        let metric = || {
+            let page = metrics::get(port, "/metrics").1;
+            let prefix = format!("caifs_store_healthy{{store=\"{store}\"}} ");
+            page.lines().find_map(|line| line.strip_prefix(&prefix)).map(str::to_owned)
+        };
+        proxy.set_mode(mode);
+        // How many requests a read makes is the kernel's affair.
+        until("it is seen to fail", || {
+            fs::read(ground.image()).unwrap_err();
+            ground.status()["stores"][0]["is_healthy"] == false
+        });
+        let status = ground.status();
+        let seen = &status["stores"][0];
+        assert!(seen["n_errors_in_row"].as_u64() >= Some(1) && seen["set_aside_seconds"].is_null(), "{seen:#}");
+        let (text, row, top) = shown();
+        assert!(text.contains("/st: failing, ") && text.contains(" in a row\n"), "{text}");
+        let error = if mode == Mode::BlackHole { " ago: no answer within " } else { "  last error, " };
+        assert!(text.contains(error), "{text}");
+        assert!(row.ends_with("0/1 ok") && top.contains("/st  failing, "), "{row}\n{top}");
+        assert_eq!(metric().as_deref(), Some("0"));
+
+        proxy.set_mode(Mode::Up);
+        until("it is read again", || fs::read(ground.image()).is_ok_and(|read| read == ground.blob));
+        let (text, row, top) = shown();
+        assert!(text.contains("/st: ok"), "{text}");
+        assert!(row.ends_with("1/1 ok") && top.contains("/st  ok"), "{row}\n{top}");
+        assert_eq!(metric().as_deref(), Some("1"));
+        assert!(mounted.end());
+    }
 }
 
 #[test]

@@ -35,7 +35,7 @@ use super::{CacheConfig, GetError, Got, MAX_REQUESTS, Want};
 use crate::chunk::Chunk;
 use crate::digest::Digest;
 use crate::report::Report;
-use crate::store::figures::Recorder;
+use crate::store::figures::{Recorder, in_time};
 use crate::store::{FileInfo, FileStore, StoreError};
 
 /// Bytes of a block. Smaller ones would make more requests, larger ones fetch more than is read: a listing reads a few hundred bytes at a
@@ -465,7 +465,7 @@ impl Shared {
                 }
                 answer
             };
-            let error = match tokio::time::timeout_at(deadline, request).await {
+            let error = match in_time(deadline, self.config().fetch_timeout, request).await {
                 Err(_) => return Err(last_error.map_or_else(|| self.late(), GetError::Store)),
                 Ok(Ok(bytes)) if bytes.len() == wanted => return Ok(bytes),
                 Ok(Ok(bytes)) => {

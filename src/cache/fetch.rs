@@ -20,6 +20,7 @@ use super::source::Source;
 use super::{BATCH_CHUNKS, ChunkLeader, GetError, Got, Shared, Want};
 use crate::chunk::{Chunk, codec};
 use crate::digest::{ChunkId, Digest};
+use crate::store::figures::in_time;
 use crate::store::latency::{Latencies, MIN_DEADLY_SILENCE};
 use crate::store::retry::RetryPolicy;
 use crate::store::{Fetched, StoreError, Stored};
@@ -217,7 +218,8 @@ async fn fetch_in_time(shared: &Shared, task: &mut Task) -> Result<Result<Option
     let mut n_before = 0;
     let mut last_error = None;
     loop {
-        let pause = match tokio::time::timeout_at(deadline, ask(shared, id, &task.avoid)).await {
+        let timeout = shared.config().fetch_timeout;
+        let pause = match in_time(deadline, timeout, ask(shared, id, &task.avoid)).await {
             Err(_) => {
                 shared.report.n_store_errors.add(1);
                 // What came of it so far says more than that it is late.

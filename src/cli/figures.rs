@@ -42,6 +42,12 @@ pub fn count(n: u64) -> String {
     text
 }
 
+/// What is said of a store with so many errors since its last answer.
+pub fn failing(n_errors: u32) -> String {
+    let errors = if n_errors == 1 { "error" } else { "errors" };
+    format!("failing, {} {errors} in a row", count(n_errors.into()))
+}
+
 /// A share from 0 to 1 as `34 %`. Neither nothing nor everything is said of what is only nearly so.
 pub fn percent(share: f64) -> String {
     match share {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
-use super::figures::{bytes, count, fitted, percent, safe, span};
+use super::figures::{bytes, count, failing, fitted, percent, safe, span};
 use super::runtime_dir::runtime_dir;
 use crate::mount::control::client::{ControlError, Place, all, ask_all, place_of, status_of};
 use crate::mount::control::protocol::{BackingStatus, EarlyStatus, Status, StoreStatus, TierStatus};
@@ -241,7 +241,8 @@ fn store_line(store: &StoreStatus) -> String {
     let health = match (store.is_healthy, store.set_aside_seconds) {
         (true, _) => "ok".to_owned(),
         (false, Some(seconds)) if seconds > 0.0 => format!("set aside for {}", span(seconds)),
-        (false, _) => "set aside, being probed".to_owned(),
+        (false, Some(_)) => "set aside, being probed".to_owned(),
+        (false, None) => failing(store.n_errors_in_row),
     };
     let latency = match (store.p50_seconds, store.p95_seconds) {
         (Some(p50), Some(p95)) => format!(", half in {}, 95 % in {}", span(p50), span(p95)),
@@ -474,6 +475,21 @@ mod tests {
             "  settings   memory=64M",
         ] {
             assert!(shown.lines().any(|line| line == wanted), "{wanted:?} is not in\n{shown}");
+        }
+    }
+
+    #[test]
+    fn a_store_is_said_to_be_set_aside_or_failing_or_ok() {
+        for (is_healthy, set_aside_seconds, n_errors_in_row, wanted) in [
+            (true, None, 2, "h: ok"),
+            (false, None, 1, "h: failing, 1 error in a row"),
+            (false, None, 1234, "h: failing, 1,234 errors in a row"),
+            (false, Some(3.0), 5, "h: set aside for 3.0 s"),
+            (false, Some(0.0), 5, "h: set aside, being probed"),
+        ] {
+            let name = "h".to_owned();
+            let store = StoreStatus { name, is_healthy, set_aside_seconds, n_errors_in_row, ..StoreStatus::default() };
+            assert_eq!(store_line(&store), wanted);
         }
     }
 

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
-use super::figures::{bytes, fitted, percent, safe, span};
+use super::figures::{bytes, failing, fitted, percent, safe, span};
 use super::runtime_dir::runtime_dir;
 use crate::config::units::parse_span;
 use crate::mount::control::client::{ControlError, Place, all_own, ask_all, place_of};
@@ -166,8 +166,9 @@ fn section(status: &Status, before: Option<(f64, &Status)>) -> String {
             rate(&|status: &Status| status.stores.get(place).map_or(0, value))
         };
         let health = match store.set_aside_seconds {
-            Some(seconds) if !store.is_healthy => format!("aside for {}", span(seconds)),
-            _ => "ok".to_owned(),
+            _ if store.is_healthy => "ok".to_owned(),
+            Some(seconds) => format!("aside for {}", span(seconds)),
+            None => failing(store.n_errors_in_row),
         };
         let latency = store.p95_seconds.map_or_else(String::new, |p95| format!("  95 % in {}", span(p95)));
         let _ = writeln!(
@@ -409,6 +410,10 @@ mod tests {
         ] {
             assert!(shown.contains(wanted), "{wanted} is not in\n{shown}");
         }
+        let mut failing = status(20);
+        (failing.stores[0].is_healthy, failing.stores[0].n_errors_in_row) = (false, 26);
+        let shown = section(&failing, None);
+        assert!(shown.contains("store http://h  failing, 26 errors in a row  0/s"), "{shown}");
         let new = Status { pid: 8, ..status(30) };
         assert!(section(&new, Some((2.0, &second))).contains("read 0 B/s"), "another process is another mount");
         assert!(section(&first, None).contains("  0 requests/s"));

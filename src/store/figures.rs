@@ -2,9 +2,12 @@
 //!
 //! * [`Recorder`] hears of every request; [`StoreFigures`] is what it shows.
 //! * [`Observed`] is any store with a recorder before it.
+//! * [`in_time`] is how requests are given up on that the store had enough time for.
 //!
-//! Invariant: every request that began is told of once, also when nobody waits for it any more.
+//! Invariants: every request that began is told of once, also when nobody waits for it any more. One that is given up on is held
+//! against the store only if the deadline came: not if it lost a race, or was not wanted any more.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,7 +15,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::health::MemberHealth;
+use super::health::{MAX_ERRORS_IN_ROW, MemberHealth};
 use super::latency::Latencies;
 use super::{BlockingStore, Store, StoreError, Stored};
 use crate::digest::ChunkId;
@@ -22,6 +25,33 @@ use crate::report::{Counter, Gauge, Histogram};
 
 /// The most of an error's text that is kept, in bytes.
 const MAX_ERROR_BYTES: usize = 512;
+
+/// A request that had a smaller part of the time than this when the deadline came says nothing about the store: it may have waited
+/// for its turn.
+const ENOUGH_TIME: f64 = 0.5;
+
+/// When requests of a task are given up on, and how much time there was for all of it.
+#[derive(Debug, Clone, Copy)]
+struct Limit {
+    deadline: Instant,
+    timeout: Duration,
+}
+
+tokio::task_local! {
+    static LIMIT: Limit;
+}
+
+/// Does something until a deadline, for which there was so much time. Requests that begin in it and are under way when it comes are late.
+///
+/// # Errors
+/// The deadline came.
+pub(crate) async fn in_time<F: Future>(
+    deadline: Instant,
+    timeout: Duration,
+    work: F,
+) -> Result<F::Output, tokio::time::error::Elapsed> {
+    tokio::time::timeout_at(deadline, LIMIT.scope(Limit { deadline, timeout }, work)).await
+}
 
 /// What a store looks like from outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,10 +80,22 @@ pub struct StoreFigures {
     pub p95: Option<Duration>,
     /// All latencies of requests that gave something.
     pub latency: HistogramSnapshot,
+    /// Errors since the last answer, and requests that had none when the deadline came.
+    pub n_errors_in_row: u32,
     /// The last error, and how long ago it was.
     pub last_error: Option<(Duration, String)>,
     /// How it stands among several stores.
     pub health: Option<MemberHealth>,
+}
+
+impl StoreFigures {
+    /// Whether it answers and is asked in its turn. Alone it is never set aside, so its errors in a row count here; a store that never
+    /// answered anything needs but one.
+    pub fn is_healthy(&self) -> bool {
+        let is_new = self.n_found + self.n_missing == 0;
+        let limit = if is_new { 1 } else { MAX_ERRORS_IN_ROW };
+        self.n_errors_in_row < limit && self.health.as_ref().is_none_or(|health| health.is_healthy)
+    }
 }
 
 /// Hears of the requests to a store.
@@ -74,7 +116,10 @@ pub struct Recorder {
 #[derive(Debug, Default)]
 struct Recent {
     latencies: Latencies,
+    n_errors_in_row: u32,
     last_error: Option<(Instant, String)>,
+    /// When it last gave something, or said that it does not have it.
+    last_answer: Option<Instant>,
 }
 
 /// A request under way.
@@ -82,6 +127,7 @@ struct Recent {
 pub struct Request<'a> {
     recorder: &'a Recorder,
     start: Instant,
+    limit: Option<Limit>,
     is_told: bool,
     _in_flight: Inside<'a>,
 }
@@ -90,7 +136,8 @@ impl Recorder {
     /// Hears that a request begins.
     pub fn begin(&self) -> Request<'_> {
         self.n_requests.add(1);
-        Request { recorder: self, start: Instant::now(), is_told: false, _in_flight: self.in_flight.enter() }
+        let limit = LIMIT.try_with(|limit| *limit).ok();
+        Request { recorder: self, start: Instant::now(), limit, is_told: false, _in_flight: self.in_flight.enter() }
     }
 
     /// What is known of the store called `name`.
@@ -109,6 +156,7 @@ impl Recorder {
             p50: recent.latencies.p50(),
             p95: recent.latencies.p95(),
             latency: self.latency.snapshot(),
+            n_errors_in_row: recent.n_errors_in_row,
             last_error: recent.last_error.as_ref().map(|(at, text)| (at.elapsed(), text.clone())),
             health: None,
         }
@@ -127,13 +175,16 @@ impl Request<'_> {
         self.recorder.n_found.add(1);
         self.recorder.found_bytes.add(n_bytes);
         self.recorder.latency.observe(latency);
-        self.recorder.recent().latencies.add(latency, true);
+        let mut recent = self.recorder.recent();
+        recent.latencies.add(latency, true);
+        recent.answered();
     }
 
     /// The store does not have it.
     pub fn missing(mut self) {
         self.is_told = true;
         self.recorder.n_missing.add(1);
+        self.recorder.recent().answered();
     }
 
     /// It failed.
@@ -146,7 +197,27 @@ impl Request<'_> {
             text.truncate(end);
             text.push('…');
         }
-        self.recorder.recent().last_error = Some((Instant::now(), text));
+        self.recorder.recent().failed(text);
+    }
+
+    /// Nobody waits for it any more.
+    fn given_up(&self) {
+        self.recorder.n_dropped.add(1);
+        let Some(Limit { deadline, timeout }) = self.limit else { return };
+        let had = deadline.saturating_duration_since(self.start);
+        if Instant::now() < deadline || had < timeout.mul_f64(ENOUGH_TIME) {
+            return;
+        }
+        let mut recent = self.recorder.recent();
+        // One of several that it answers meanwhile is slow, and not a sign that it fails.
+        if recent.last_answer.is_some_and(|at| at >= self.start) {
+            return;
+        }
+        match &recent.last_error {
+            // What went wrong meanwhile says more than that this is late.
+            Some((at, _)) if *at >= self.start => recent.n_errors_in_row = recent.n_errors_in_row.saturating_add(1),
+            _ => recent.failed(format!("no answer within {:.1} s", had.as_secs_f64())),
+        }
     }
 
     /// Hears of the answer of a [`Store`].
@@ -162,8 +233,20 @@ impl Request<'_> {
 impl Drop for Request<'_> {
     fn drop(&mut self) {
         if !self.is_told {
-            self.recorder.n_dropped.add(1);
+            self.given_up();
         }
+    }
+}
+
+impl Recent {
+    fn answered(&mut self) {
+        self.n_errors_in_row = 0;
+        self.last_answer = Some(Instant::now());
+    }
+
+    fn failed(&mut self, text: String) {
+        self.n_errors_in_row = self.n_errors_in_row.saturating_add(1);
+        self.last_error = Some((Instant::now(), text));
     }
 }
 
@@ -264,6 +347,64 @@ mod tests {
             assert_eq!(figures.last_error.is_some(), n.2 == 1);
             assert_eq!(figures.found_bytes, n.0);
         }
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_alone_fails_by_its_errors_in_a_row_until_it_answers() {
+        let id = Digest::default().id(b"x");
+        let script = [Fault::Fail, Fault::Missing, Fault::Fail, Fault::Fail, Fault::Fail, Fault::None];
+        let faulty = FaultStore::new("s", move |_, n| script[n as usize]);
+        faulty.insert(id, b"x");
+        let store = Observed::new(Arc::new(faulty));
+        assert!(store.figures()[0].is_healthy(), "nothing is known of it");
+        for (n_errors, is_healthy) in [(1, false), (0, true), (1, true), (2, true), (3, false), (0, true)] {
+            drop(store.fetch(id).await);
+            let figures = store.figures().remove(0);
+            assert_eq!((figures.n_errors_in_row, figures.is_healthy()), (n_errors, is_healthy));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_deadline_is_held_against_a_store_that_is_silent() {
+        const SECOND: Duration = Duration::from_secs(1);
+        let id = Digest::default().id(b"x");
+        let store = observed("s", Fault::Hang);
+        let seen = || {
+            let figures = store.figures().remove(0);
+            (figures.n_dropped, figures.n_errors_in_row, figures.last_error.map(|(_, text)| text))
+        };
+        // Given up on by itself: before a deadline, and without one.
+        drop(tokio::time::timeout(SECOND, in_time(Instant::now() + 2 * SECOND, 2 * SECOND, store.fetch(id))).await);
+        drop(tokio::time::timeout(SECOND, store.fetch(id)).await);
+        // Most of the time it waited for its turn.
+        drop(in_time(Instant::now() + SECOND, 3 * SECOND, store.fetch(id)).await);
+        assert_eq!(seen(), (3, 0, None));
+        assert!(in_time(Instant::now() + SECOND, SECOND, store.fetch(id)).await.is_err());
+        assert_eq!(seen(), (4, 1, Some("no answer within 1.0 s".to_owned())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_late_request_among_answers_is_not_held_against_a_store() {
+        const SECOND: Duration = Duration::from_secs(1);
+        let id = Digest::default().id(b"x");
+        let faulty = FaultStore::new("s", |_, n| if n == 0 { Fault::Hang } else { Fault::Delay(SECOND / 4) });
+        faulty.insert(id, b"x");
+        let store = Observed::new(Arc::new(faulty));
+        let late = in_time(Instant::now() + SECOND, SECOND, store.fetch(id));
+        let (late, answered) = tokio::join!(late, store.fetch(id));
+        assert!(late.is_err() && answered.unwrap().is_some());
+        let figures = store.figures().remove(0);
+        assert_eq!((figures.n_dropped, figures.n_errors_in_row, figures.last_error), (1, 0, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_mirror_that_loses_a_race_does_not_fail() {
+        let id = Digest::default().id(b"x");
+        let group = MirrorGroup::new(vec![observed("a", Fault::Hang), observed("b", Fault::None)]);
+        let time = Duration::from_secs(60);
+        assert!(in_time(Instant::now() + time, time, group.fetch(id)).await.unwrap().unwrap().is_some());
+        let figures = group.figures().remove(0);
+        assert_eq!((figures.n_dropped, figures.n_errors_in_row, figures.last_error), (1, 0, None));
     }
 
     #[tokio::test]

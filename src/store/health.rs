@@ -20,7 +20,7 @@ use super::retry::RetryPolicy;
 use crate::digest::ChunkId;
 
 /// Errors in a row that set a store aside. One is an accident, and one chunk may be unreadable for good.
-const MAX_ERRORS_IN_ROW: u32 = 3;
+pub(super) const MAX_ERRORS_IN_ROW: u32 = 3;
 
 /// How long a store is set aside: a second first, so that a restarted server is hardly missed, and half a minute at the most, which
 /// bounds how late its return is noticed.

@@ -98,7 +98,7 @@ fn check_histograms(kinds: &BTreeMap<&str, &str>, samples: &Samples) {
 }
 
 /// The answer to a request, head and body.
-fn get(port: u16, path: &str) -> (String, String) {
+pub fn get(port: u16, path: &str) -> (String, String) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").unwrap();
     let mut text = String::new();

@@ -124,7 +124,8 @@ fn stores(served: &Served, parts: &[Part]) -> Vec<StoreStatus> {
         let health = figures.health.as_ref();
         StoreStatus {
             settings: settings_of(&figures.name),
-            is_healthy: health.is_none_or(|health| health.is_healthy),
+            is_healthy: figures.is_healthy(),
+            n_errors_in_row: figures.n_errors_in_row,
             set_aside_seconds: health.and_then(|health| health.set_aside_for).map(|span| span.as_secs_f64()),
             n_hedges: health.map_or(0, |health| health.n_hedges),
             name: figures.name,

@@ -131,6 +131,7 @@ fn merged(all: Vec<StoreFigures>) -> Vec<StoreFigures> {
         sum.n_dropped += one.n_dropped;
         sum.found_bytes += one.found_bytes;
         sum.n_in_flight += one.n_in_flight;
+        sum.n_errors_in_row = sum.n_errors_in_row.max(one.n_errors_in_row);
         sum.latency.total += one.latency.total;
         for (count, more) in sum.latency.counts.iter_mut().zip(&one.latency.counts) {
             *count += more;
@@ -168,8 +169,8 @@ fn stores(text: &mut String, stores: &[StoreFigures]) {
         (
             "caifs_store_healthy",
             "gauge",
-            "1 for a store that is asked in its turn, 0 for one that is set aside.",
-            |store| u64::from(store.health.as_ref().is_none_or(|health| health.is_healthy)),
+            "1 for a store that answers and is asked in its turn, 0 for one that is set aside or fails again and again.",
+            |store| u64::from(store.is_healthy()),
         ),
     ];
     for (name, kind, help, value) in columns {

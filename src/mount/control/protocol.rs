@@ -177,8 +177,11 @@ pub struct StoreStatus {
     pub name: String,
     /// The group of mirrors it is in.
     pub mirror_of: Option<String>,
-    /// Whether it is asked in its turn; a store that is the only one always is.
+    /// Whether it answers and is asked in its turn; if not it is set aside, or has errors in a row.
     pub is_healthy: bool,
+    /// Errors since its last answer, and requests that had none in their time.
+    #[serde(default)]
+    pub n_errors_in_row: u32,
     /// For how much longer it is set aside.
     pub set_aside_seconds: Option<f64>,
     /// Requests so far.

@@ -3,8 +3,9 @@
 //! A look takes samples: every chunk of what is small, some 65,000 evenly spread ones of what is large. The first look at something is a rough one,
 //! so that there soon is an answer, and later ones are finer as long as they are quick.
 //!
-//! Invariants: nobody waits for a look longer than he wants; a look is made only when somebody asks, and looking takes a twentieth of the
-//! time at the most; the memory for it has a bound, whatever is mounted.
+//! Invariants: who asks sees what was there when he asked, so that after a read he sees what was read, as long as looking costs little; nobody
+//! waits for a look longer than he wants; a look is made only when somebody asks, and looking takes a twentieth of the time and a burst at
+//! the most; the memory for it has a bound, whatever is mounted.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -20,9 +21,12 @@ const QUICK: Duration = Duration::from_secs(1);
 /// Parts looked at; of a directory with more open indexes, the first.
 const MAX_PARTS: usize = 256;
 
-/// A look is good for this long, and for this many times the time it took.
-const GOOD_FOR: Duration = Duration::from_millis(200);
-const GOOD_FOR_TIMES: u32 = 20;
+/// Looking takes one part in so many of the time.
+const SHARE: u32 = 20;
+
+/// What looking may take beyond its share before the last look has to do: some looks at what is large, and of what is small as many as
+/// anybody asks for.
+const BURST: Duration = Duration::from_secs(2);
 
 /// What was seen at one chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +65,6 @@ pub struct Look {
     pub parts: Vec<PartLook>,
     /// Bytes in the directory that keeps chunks, of all mounts; `None` without such a directory.
     pub disk_bytes: Option<u64>,
-    took: Duration,
 }
 
 /// Looks when it is asked to.
@@ -80,10 +83,17 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     last: Option<Arc<Look>>,
-    is_wanted: bool,
+    /// Looks that began, and the last of them that saw enough.
+    n_begun: u64,
+    n_seen: u64,
     is_looking: bool,
     is_over: bool,
+    debt: Debt,
 }
+
+/// Time that looking took and that its share of the time has not made up for yet.
+#[derive(Debug, Default)]
+struct Debt(Option<(Instant, Duration)>);
 
 impl Survey {
     /// Nothing is looked at yet.
@@ -91,22 +101,26 @@ impl Survey {
         Self { shared: Arc::new(Shared { live, state: Mutex::default(), changed: Condvar::new() }) }
     }
 
-    /// What can be seen now, or could a moment ago; the last that was seen if a new look takes longer than `patience`, and `None` if there was
-    /// none yet.
+    /// What can be seen now; the last that was seen if a new look takes longer than `patience` or looking has cost too much lately, and `None` if
+    /// there was none yet.
     pub fn look(&self, patience: Duration) -> Option<Arc<Look>> {
         let mut state = self.shared.lock();
-        if let Some(last) = state.last.as_ref().filter(|last| last.is_good()) {
-            return Some(Arc::clone(last));
+        let now = Instant::now();
+        if state.last.is_some() && state.debt.owed(now) >= BURST {
+            return state.last.clone();
         }
-        state.is_wanted = true;
-        if !state.is_looking {
-            state.is_looking = true;
-            let shared = Arc::downgrade(&self.shared);
-            let started = std::thread::Builder::new().name("caifs-survey".into()).spawn(move || run(&shared));
-            state.is_looking = started.is_ok();
-        }
-        let deadline = Instant::now() + patience;
-        while state.is_wanted {
+        // One that is under way may have passed by where something has come since.
+        let wanted = state.n_begun + 1;
+        let deadline = now + patience;
+        while state.n_seen < wanted {
+            if !state.is_looking {
+                // It saw nothing: a panic, or there is no thread to be had.
+                if state.n_begun >= wanted {
+                    break;
+                }
+                self.begin(&mut state);
+                continue;
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
@@ -116,6 +130,13 @@ impl Survey {
         }
         state.last.clone()
     }
+
+    fn begin(&self, state: &mut State) {
+        state.n_begun += 1;
+        let (shared, number) = (Arc::downgrade(&self.shared), state.n_begun);
+        let started = std::thread::Builder::new().name("caifs-survey".into()).spawn(move || run(&shared, number));
+        state.is_looking = started.is_ok();
+    }
 }
 
 impl Drop for Survey {
@@ -124,9 +145,14 @@ impl Drop for Survey {
     }
 }
 
-impl Look {
-    fn is_good(&self) -> bool {
-        self.at.elapsed() < GOOD_FOR.max(self.took * GOOD_FOR_TIMES)
+impl Debt {
+    fn owed(&self, now: Instant) -> Duration {
+        let Some((at, owed)) = self.0 else { return Duration::ZERO };
+        owed.saturating_sub(now.saturating_duration_since(at) / SHARE)
+    }
+
+    fn add(&mut self, now: Instant, took: Duration) {
+        self.0 = Some((now, self.owed(now) + took));
     }
 }
 
@@ -142,14 +168,14 @@ struct Ending<'a>(&'a Shared);
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        (state.is_looking, state.is_wanted) = (false, false);
+        state.is_looking = false;
         drop(state);
         self.0.changed.notify_all();
     }
 }
 
 /// One look, in rounds. The thread ends with it: a look is a rare thing.
-fn run(shared: &Weak<Shared>) {
+fn run(shared: &Weak<Shared>, number: u64) {
     // Held for the whole look: the survey may be dropped meanwhile, and tells so.
     let Some(shared) = shared.upgrade() else { return };
     let _ending = Ending(&shared);
@@ -157,13 +183,14 @@ fn run(shared: &Weak<Shared>) {
         let start = Instant::now();
         let Some((parts, disk_bytes)) = look(&shared, n_samples) else { return };
         let is_fine = parts.iter().all(|part| !part.is_estimate);
-        let took = start.elapsed();
+        let (took, now) = (start.elapsed(), Instant::now());
         let mut state = shared.lock();
-        state.last = Some(Arc::new(Look { at: Instant::now(), parts, disk_bytes, took }));
+        state.last = Some(Arc::new(Look { at: now, parts, disk_bytes }));
+        state.debt.add(now, took);
         let is_done = is_fine || took > QUICK || round + 1 == ROUNDS.len();
         // Who waits is content with a rough answer only if there was none before.
         if is_done || round == 0 && took > QUICK / 4 {
-            state.is_wanted = false;
+            state.n_seen = number;
             shared.changed.notify_all();
         }
         if is_done {
@@ -221,12 +248,54 @@ mod tests {
         let survey = Survey::new(live);
         let look = survey.look(Duration::from_secs(60)).expect("nothing is to be looked at");
         assert!(look.parts.is_empty() && look.disk_bytes.is_none());
-        let same = survey.look(Duration::ZERO).expect("it is still good");
-        assert!(Arc::ptr_eq(&look, &same));
+        let new = survey.look(Duration::from_secs(60)).expect("nothing is to be looked at");
+        assert!(!Arc::ptr_eq(&look, &new), "what came since is seen");
+        survey.shared.lock().debt.add(Instant::now(), Duration::from_secs(3600));
+        let same = survey.look(Duration::from_secs(60)).expect("looking has cost too much, so the last has to do");
+        assert!(Arc::ptr_eq(&new, &same));
         let shared = Arc::downgrade(&survey.shared);
         drop(survey);
         while shared.upgrade().is_some() {
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn who_asks_while_somebody_looks_gets_the_next_look() {
+        let location = FileLocation::Local("/x.catar".into());
+        let live = Arc::new(Live::new(location, MountConfig::default(), Arc::new(Report::default())));
+        let survey = Survey::new(live);
+        {
+            let mut state = survey.shared.lock();
+            (state.n_begun, state.is_looking) = (1, true);
+        }
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| survey.look(Duration::from_secs(60)));
+            let mut state = survey.shared.lock();
+            state.n_seen = 1;
+            state.last = Some(Arc::new(Look { at: Instant::now(), parts: Vec::new(), disk_bytes: Some(1) }));
+            drop(state);
+            drop(Ending(&survey.shared));
+            let look = asked.join().expect("no panic").expect("nothing is to be looked at");
+            assert_eq!(look.disk_bytes, None, "what was seen before is not what he asked for");
+        });
+    }
+
+    #[test]
+    fn looking_has_a_burst_and_a_share_of_the_time() {
+        let (mut debt, second, mut now) = (Debt::default(), Duration::from_secs(1), Instant::now());
+        let (start, mut n_looks) = (now, 0);
+        assert_eq!(debt.owed(now), Duration::ZERO);
+        // Somebody asks ten times a second for what takes half a second.
+        while now < start + 100 * second {
+            if debt.owed(now) < BURST {
+                now += second / 2;
+                debt.add(now, second / 2);
+                n_looks += 1;
+            }
+            now += second / 10;
+        }
+        assert!((12..=15).contains(&n_looks), "{n_looks}: 4 at once, and 10 in 100 seconds");
+        assert_eq!(debt.owed(now + 100 * second), Duration::ZERO);
     }
 }
