@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use caifs::mount::attach::{AttachRequest, attach};
 use caifs::mount::control::MountedAt;
@@ -414,6 +415,19 @@ fn a_map_shows_what_is_where() {
 }
 
 /// Nothing is waited for here: who looks after a read sees what was read, however short a time after another look.
+/// What is answered when this machine has time for it: a look that took too long is one that was made before.
+fn patiently<T>(ask: impl Fn() -> T) -> T {
+    const QUICK: Duration = Duration::from_millis(300);
+    for _ in 0..100 {
+        let start = Instant::now();
+        let answer = ask();
+        if start.elapsed() < QUICK {
+            return answer;
+        }
+    }
+    panic!("this machine has no time")
+}
+
 #[test]
 fn what_was_read_is_seen_at_once_by_map_and_status() {
     if !can_mount() {
@@ -424,10 +438,10 @@ fn what_was_read_is_seen_at_once_by_map_and_status() {
     let mounted = ground.mount(&["-o", "read-ahead=0"]);
     let image = direct(&ground.image());
     let title = |args: &[&str]| {
-        let text = run(ground.caifs(&["map"]).args(args).arg(&ground.mnt)).ok().text();
+        let text = patiently(|| run(ground.caifs(&["map"]).args(args).arg(&ground.mnt)).ok().text());
         text.lines().next().unwrap().to_owned()
     };
-    let share = || ground.status()["present"]["memory"].as_f64().unwrap();
+    let share = || patiently(|| ground.status())["present"]["memory"].as_f64().unwrap();
     assert!(title(&[]).ends_with(", 0 % present"));
     let mut buffer = ground::Aligned::new(STEP);
     for step in 0..12 {

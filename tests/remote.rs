@@ -304,6 +304,39 @@ fn a_network_that_goes_away_is_an_error_in_time_and_comes_back_by_itself() {
 }
 
 #[test]
+fn what_is_at_hand_is_read_beside_a_chunk_that_does_not_come() {
+    if !can_mount() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let Some(nginx) = nginx(&scratch) else { return };
+    let content = noise(256 << 10);
+    let (index, store) = (nginx.root().join("x.caibx"), nginx.root().join("default.castr"));
+    // The first chunk has the first page, and the second is in what the kernel asks for with it.
+    let mut make = caifs();
+    run(make.args(["make", "-m", "4:6:8", "-s"]).arg(&store).arg(&index).arg(scratch.file("blob", &content))).ok();
+    let ids = run(caifs().arg("list-chunks").arg(&index)).ok().text();
+    let lost = ids.lines().nth(1).unwrap().to_owned();
+    let proxy = FaultProxy::start(nginx_address(&nginx), move |_, path| match path.contains(&lost) {
+        true => ProxyFault::BlackHole,
+        false => ProxyFault::None,
+    });
+    let (mnt, url) = (scratch.dir("mnt"), format!("{}/default.castr", proxy.url().trim_end_matches('/')));
+    let mut command = caifs();
+    quiet(&mut command).arg("mount").arg(&index).arg(&mnt).args(["-s", &url, "--io-timeout", "2s"]);
+    let mounted = Mounted::by_command(&mut command, &mnt).unwrap();
+    let image = fs::File::open(mnt.join("x")).unwrap();
+    let mut page = [0; 4096];
+    image.read_exact_at(&mut page, 0).unwrap();
+    assert!(page[..] == content[..4096]);
+    let failed = xattr::get(&mnt, "user.caifs.eio").unwrap().unwrap();
+    assert_ne!(failed, b"0", "the page was asked for together with what does not come");
+    image.read_exact_at(&mut page, 8192).unwrap_err();
+    drop(image);
+    assert!(mounted.end());
+}
+
+#[test]
 fn a_mirror_that_went_away_is_used_again_when_it_is_back() {
     if !can_mount() {
         return;

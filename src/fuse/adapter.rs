@@ -40,6 +40,9 @@ const READDIR_BYTES: usize = 32 << 10;
 /// The part of a request's time after which a failure is late: half of it, so that two that are not take no longer than one may.
 const LATE_SHARE: u32 = 2;
 
+/// What is in memory or on a disk here is read in this time.
+const AT_HAND: Duration = Duration::from_millis(100);
+
 /// Listing offsets of `.` and `..`; those of the volume come after.
 const N_DOTS: u64 = 2;
 
@@ -181,8 +184,10 @@ impl Filesystem for Adapter {
     ) {
         let report = Arc::clone(&self.report);
         let bytes = offset..offset.saturating_add(size.into());
+        let io_timeout = self.answerer.io_timeout();
+        let at_hand = AT_HAND.min(io_timeout / (2 * LATE_SHARE));
         let reading = (flags.0 & libc::O_DIRECT == 0)
-            .then(|| self.late_reads.begin(ino.0, bytes.clone(), self.answerer.io_timeout() / LATE_SHARE));
+            .then(|| self.late_reads.begin(ino.0, bytes.clone(), io_timeout / LATE_SHARE));
         let is_again = reading.is_some() && self.late_reads.take(ino.0, bytes);
         ask!(
             self,
@@ -190,13 +195,15 @@ impl Filesystem for Adapter {
             (ino.0, offset, size),
             reply,
             |volume| async move {
-                if is_again {
-                    return Err(VolumeError::io(
-                        EioSite::Deadline,
-                        "a read that failed late is not tried again at once",
-                    ));
-                }
-                let content = volume.read(ino.0, offset, size).await?;
+                let read = volume.read(ino.0, offset, size);
+                let content = match is_again {
+                    false => read.await,
+                    // Of all that was asked for at first one chunk may have failed, and this be another.
+                    true => tokio::time::timeout(at_hand, read).await.unwrap_or_else(|_| {
+                        let why = "a read that failed late is not tried again at once";
+                        Err(VolumeError::io(EioSite::Deadline, why))
+                    }),
+                }?;
                 reading.map(Reading::succeed);
                 Ok(content)
             },

@@ -2,7 +2,7 @@
 //!
 //! Of what is read through its page cache the kernel first asks for some pages at once, and when that fails, for the first page that
 //! somebody wants (mm/filemap.c: what is not up to date after reading ahead is read by itself). Whoever reads would wait twice as long as a
-//! read may take. So the second one is answered as the first was.
+//! read may take. So the second one gets what is at hand, and is answered as the first was if that is not there.
 //!
 //! Invariants: every failure answers one request at the most, and only a moment later; who is never asked again (`O_DIRECT`) is not meant.
 

@@ -205,7 +205,7 @@ impl Confinement {
         let seen = std::thread::scope(|scope| {
             let look = || {
                 self.enter(Role::Worker);
-                let is_shut = |path: &&Path| eaccess(*path, AccessFlags::X_OK).is_err();
+                let is_shut = |path: &&Path| eaccess(*path, AccessFlags::X_OK) == Err(nix::errno::Errno::EACCES);
                 // The last one is the topmost, and all below it are out of reach because of it.
                 let shut = |path: &Path| path.ancestors().skip(1).filter(is_shut).last().map(Path::to_owned);
                 eaccess(cache, may_use).map_err(|error| (error, shut(&real).or_else(|| shut(cache))))

@@ -82,6 +82,8 @@ pub struct StoreFigures {
     pub latency: HistogramSnapshot,
     /// Errors since the last answer, and requests that had none when the deadline came.
     pub n_errors_in_row: u32,
+    /// How long ago the last answer or error was.
+    pub last_heard: Option<Duration>,
     /// The last error, and how long ago it was.
     pub last_error: Option<(Duration, String)>,
     /// How it stands among several stores.
@@ -157,6 +159,7 @@ impl Recorder {
             p95: recent.latencies.p95(),
             latency: self.latency.snapshot(),
             n_errors_in_row: recent.n_errors_in_row,
+            last_heard: recent.last_error.as_ref().map(|(at, _)| *at).max(recent.last_answer).map(|at| at.elapsed()),
             last_error: recent.last_error.as_ref().map(|(at, text)| (at.elapsed(), text.clone())),
             health: None,
         }

@@ -148,6 +148,8 @@ impl Background {
         }
         let observer: Arc<dyn PartObserver> = Arc::<Shared>::clone(shared);
         live.observe(&observer);
+        // Nobody told us of a change before.
+        shared.settings_changed(&live.config());
         if !shared.wishes.is_empty() && tour::is_changeable(&*volume.volume, ROOT_INO) {
             let tour = Tour {
                 volume: Arc::clone(&volume.volume),

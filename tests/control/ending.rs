@@ -139,6 +139,15 @@ fn serve_nothing(fd: &OwnedFd, is_over: &AtomicBool) {
     }
 }
 
+/// Ends what it tells, also when a test fails.
+struct SetWhenDropped<'a>(&'a AtomicBool);
+
+impl Drop for SetWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn who_mounts_over_a_mount_that_hangs_is_told_so() {
     if !can_mount() {
@@ -152,7 +161,8 @@ fn who_mounts_over_a_mount_that_hangs_is_told_so() {
     let wanted = format!("mountpoint {}: the process of the mount there does not answer within 10 s", mnt.display());
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let server = scope.spawn(|| serve_nothing(&hanging.fd, &is_over));
+        let _over = SetWhenDropped(&is_over);
+        scope.spawn(|| serve_nothing(&hanging.fd, &is_over));
         // Whoever finds by himself whether it is mounted already, and whoever mounts, and reads to its end what is said.
         let helper = scope.spawn(|| {
             let mut helper = caifs();
@@ -171,8 +181,6 @@ fn who_mounts_over_a_mount_that_hangs_is_told_so() {
             assert_eq!(refused.status.code(), Some(32), "{}", refused.stderr);
             assert!(refused.error_line().contains(&wanted) && !refused.stderr.contains("secret"), "{}", refused.stderr);
         }
-        is_over.store(true, Ordering::SeqCst);
-        server.join().unwrap();
     });
     drop(hanging);
     assert!(!is_mountpoint(&mnt));

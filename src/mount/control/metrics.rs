@@ -131,7 +131,10 @@ fn merged(all: Vec<StoreFigures>) -> Vec<StoreFigures> {
         sum.n_dropped += one.n_dropped;
         sum.found_bytes += one.found_bytes;
         sum.n_in_flight += one.n_in_flight;
-        sum.n_errors_in_row = sum.n_errors_in_row.max(one.n_errors_in_row);
+        // Whoever heard of it last knows how it is.
+        if one.last_heard.is_some_and(|one| sum.last_heard.is_none_or(|sum| one < sum)) {
+            (sum.n_errors_in_row, sum.last_heard) = (one.n_errors_in_row, one.last_heard);
+        }
         sum.latency.total += one.latency.total;
         for (count, more) in sum.latency.counts.iter_mut().zip(&one.latency.counts) {
             *count += more;
