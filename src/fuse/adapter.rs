@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use super::answer::{Answerer, Asked, Refuse};
 use super::convert::{file_attr, file_type};
 use super::gate::Gate;
-use super::late::{LateReads, Reading};
+use super::late::LateReads;
 use super::listing::Listings;
 use super::passthrough::Opens;
 use super::requests::Requests;
@@ -204,7 +204,9 @@ impl Filesystem for Adapter {
                         Err(VolumeError::io(EioSite::Deadline, why))
                     }),
                 }?;
-                reading.map(Reading::succeed);
+                if let Some(reading) = reading {
+                    reading.succeed();
+                }
                 Ok(content)
             },
             move |reply: ReplyData, content| {
